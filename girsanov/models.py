@@ -1,0 +1,139 @@
+r"""A network with what it takes to read it: its process, the kind of its prediction, its guidance.
+
+``Model(x, t, cond)`` is the raw prediction, [B, *D] in the dtype of x. Guidance wraps the model, never the sampler: a
+guided prediction ``p_null + w (p_cond - p_null)`` has weights that sum to 1, and every conversion of predictions is affine
+with the same part in x, so guiding commutes with converting and any sampler takes a guided model.
+
+Reference: Ho & Salimans 2022, arXiv:2207.12598 (classifier-free guidance).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from girsanov.errors import GirsanovError
+from girsanov.predictions import Prediction, convert, is_singular
+from girsanov.processes import Process
+from girsanov.types import Cond
+
+Network = Callable[[Tensor, Tensor, Any], Tensor]
+"""``net(x [B, *D], t [B], cond) -> raw prediction [B, *D]``."""
+
+
+def identity(x: Tensor) -> Tensor:
+    """The decoder of a model that works on the data itself."""
+    return x
+
+
+class ModelLike(Protocol):
+    """What a sampler needs: a callable that knows its process and its kind of prediction."""
+
+    @property
+    def process(self) -> Process: ...
+    @property
+    def prediction(self) -> Prediction: ...
+    def __call__(self, x: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Model:
+    """A network, the process it was trained on and what it predicts.
+
+    Attributes:
+        net: ``net(x, t, cond)`` with t of shape [B] in the dtype of x.
+        process: the noising process.
+        prediction: "x0", "eps", "score", "velocity" or "v".
+        shape: data shape ``*D``.
+        decode: sample space to what the reward sees (the decoder of a latent model).
+        time: process time in [0, 1] to what the net receives.
+        autocast: dtype of the network's arithmetic, or None for that of x; the result is cast back to x's.
+    """
+
+    net: Network
+    process: Process
+    prediction: Prediction
+    shape: tuple[int, ...]
+    decode: Callable[[Tensor], Tensor] = identity
+    time: Callable[[Tensor], Tensor] = identity
+    autocast: torch.dtype | None = None
+
+    def __call__(self, x: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
+        """The raw prediction [B, *D] at states x [B, *D] and times t ([] or [B])."""
+        if x.shape[1:] != self.shape:
+            raise GirsanovError(f"the model works on samples of shape {list(self.shape)}, got {list(x.shape[1:])}")
+        if cond is not None and len(cond) != len(x):
+            raise GirsanovError(f"{len(cond)} conditions for {len(x)} samples: use Cond.take to match them")
+        if t.ndim == 0:
+            times = torch.full((len(x),), float(t), device=x.device, dtype=x.dtype)
+        elif len(t) == len(x):
+            times = t.to(x)
+        else:
+            raise GirsanovError(f"{len(t)} times for {len(x)} samples: give one time, or one per sample")
+        if self.autocast is None:
+            p = self.net(x, self.time(times), cond)
+        else:
+            with torch.autocast(x.device.type, dtype=self.autocast):
+                p = self.net(x, self.time(times), cond).to(x.dtype)
+        if p.shape != x.shape or p.dtype != x.dtype:
+            raise GirsanovError(
+                f"the network returned {list(p.shape)} {p.dtype} for a state of {list(x.shape)} {x.dtype}: it must return one "
+                "prediction of the same shape and dtype"
+            )
+        return p
+
+
+@dataclass(frozen=True)
+class Guided:
+    """Classifier-free guidance: ``p_null + scale (p_cond - p_null)``, two network passes in one batch.
+
+    ``cond.null`` holds the conditions of the negative branch. ``scale = 1`` is the conditional model.
+    """
+
+    model: Model
+    scale: float
+
+    @property
+    def process(self) -> Process:
+        """The process of the wrapped model."""
+        return self.model.process
+
+    @property
+    def prediction(self) -> Prediction:
+        """The prediction kind of the wrapped model."""
+        return self.model.prediction
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The data shape of the wrapped model."""
+        return self.model.shape
+
+    @property
+    def decode(self) -> Callable[[Tensor], Tensor]:
+        """The decoder of the wrapped model."""
+        return self.model.decode
+
+    def __call__(self, x: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
+        """The guided prediction [B, *D]."""
+        if cond is None or cond.null is None:
+            raise GirsanovError("guidance needs conditions with a null branch: give Cond(..., null=...)")
+        names = cond.null.tables.keys()
+        tables = {k: torch.cat([cond.tables[k], cond.null.tables[k]]) for k in names}
+        rows = len(next(iter(cond.tables.values())))
+        both = Cond(tables, torch.cat([cond.index, cond.null.index + rows]))
+        times = t if t.ndim == 0 else torch.cat([t, t])
+        p_cond, p_null = self.model(torch.cat([x, x]), times, both).chunk(2)
+        return torch.lerp(p_null, p_cond, self.scale)
+
+
+def velocity(model: ModelLike, x: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
+    """The model's prediction as a velocity ``d_alpha x_0 + d_sigma eps``, [B, *D]."""
+    return convert(model(x, t, cond), x, model.process(t), model.prediction, "velocity")
+
+
+def has_velocity(model: ModelLike, t: Tensor) -> bool:
+    """Whether the model fixes a finite velocity at t (a host bool)."""
+    c = model.process(t)
+    return not is_singular(c, model.prediction) and bool(c.d_alpha.isfinite().all() and c.d_sigma.isfinite().all())

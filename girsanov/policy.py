@@ -1,0 +1,134 @@
+r"""The model being tuned, with its frozen reference and its moving copies, as views that share what they can.
+
+A view is a ``Model``. Nothing is switched to make one: a view runs the same modules with other parameter tensors
+(``torch.func.functional_call``), so views can be mixed freely within one graph, under activation checkpointing and while
+others are alive. Moving copies ("ema", "old") hold the trainable parameters only.
+
+The reference at LoRA costs nothing: it is the adapted network with every ``lora_B`` at zero, equal to the bit to the network
+without adapters. With full weights it is a frozen copy of the trainable parameters.
+
+``strength`` moves between reference and tuned: ``theta_ref + c (theta - theta_ref)`` with full weights, ``c B A`` with LoRA.
+"""
+
+import copy
+import dataclasses
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from girsanov.errors import GirsanovError
+from girsanov.models import Guided, Model
+from girsanov.types import Cond
+
+
+class Policy:
+    """Trainable parameters, their reference and their moving copies.
+
+    Args:
+        model: its ``net`` is a module; the parameters that require a gradient are tuned (all of them, or adapters).
+        guidance: scale of classifier-free guidance per use: "rollout", "adjoint", "train"; a missing use is unguided.
+    """
+
+    def __init__(self, model: Model, guidance: Mapping[str, float] | None = None) -> None:
+        if not isinstance(model.net, nn.Module):
+            raise GirsanovError("a policy tunes the parameters of a torch.nn.Module: give Model(net=module, ...)")
+        self.model = model
+        self.net: nn.Module = model.net
+        self.guidance = dict(guidance or {})
+        self.names = [name for name, p in self.net.named_parameters() if p.requires_grad]
+        if not self.names:
+            raise GirsanovError("no parameter requires a gradient: unfreeze the network or add adapters before tuning")
+        self.is_lora = any("lora_B" in name for name in self.names)
+        self.copies: dict[str, dict[str, Tensor]] = {}
+        self._reference = {} if self.is_lora else self._snapshot()
+
+    def parameters(self) -> list[nn.Parameter]:
+        """The trainable parameters, in a fixed order."""
+        table = dict(self.net.named_parameters())
+        return [table[name] for name in self.names]
+
+    def _snapshot(self) -> dict[str, Tensor]:
+        return {n: p.detach().clone() for n, p in zip(self.names, self.parameters(), strict=True)}
+
+    def _weights(self, name: str) -> dict[str, Tensor]:
+        if name == "current":
+            return dict(zip(self.names, self.parameters(), strict=True))
+        if name not in self.copies:
+            known = ", ".join(["current", "reference", *self.copies])
+            raise GirsanovError(f"the policy has no view {name!r}: it has {known} (keep_copy makes one)")
+        return self.copies[name]
+
+    def _scaled(self, weights: Mapping[str, Tensor], strength: float) -> dict[str, Tensor]:
+        if self.is_lora:
+            return {n: strength * w if "lora_B" in n else w for n, w in weights.items()}
+        return {n: torch.lerp(self._reference[n], w, strength) for n, w in weights.items()}
+
+    def view(self, name: str = "current", use: str | None = None, strength: float = 1.0) -> Model | Guided:
+        """The model with the weights of a view: "current", "reference", or a moving copy ("ema", "old").
+
+        Args:
+            name: whose weights.
+            use: "rollout", "adjoint" or "train": picks the guidance set for that use.
+            strength: 0 is the reference, 1 the named weights, more extrapolates.
+        """
+        if name == "reference":
+            weights = self._scaled(self._weights("current"), 0.0) if self.is_lora else self._reference
+            weights = {n: w.detach() for n, w in weights.items()}
+        else:
+            weights = self._weights(name)
+            if strength != 1.0:
+                weights = self._scaled(weights, strength)
+        live = name == "current" and strength == 1.0
+        model = self.model if live else dataclasses.replace(self.model, net=Frozen(self.net, weights))
+        scale = self.guidance.get(use, 1.0) if use else 1.0
+        return model if scale == 1.0 else Guided(model, scale)
+
+    @torch.no_grad()
+    def keep_copy(self, name: str) -> None:
+        """Starts (or restarts) a moving copy at the current weights."""
+        self.copies[name] = self._snapshot()
+
+    @torch.no_grad()
+    def move_copy(self, name: str, decay: float) -> None:
+        """``copy <- decay copy + (1 - decay) current``."""
+        for kept, p in zip(self.copies[name].values(), self.parameters(), strict=True):
+            kept.lerp_(p.detach(), 1.0 - decay)
+
+    @torch.no_grad()
+    def load(self, name: str, weights: Mapping[str, Tensor]) -> None:
+        """Writes saved weights into "current" or a moving copy. Raises if names or shapes differ."""
+        if set(weights) != set(self.names):
+            raise GirsanovError("the saved weights belong to another network: their parameter names differ")
+        current = dict(zip(self.names, self.parameters(), strict=True))
+        for key, p in current.items():
+            if weights[key].shape != p.shape:
+                raise GirsanovError(f"the saved weights belong to another network: {key} has another shape")
+        if name == "current":
+            for key, p in current.items():
+                p.copy_(weights[key])
+        else:
+            self.copies[name] = {key: weights[key].to(p).clone() for key, p in current.items()}
+
+    def state(self, name: str = "current") -> dict[str, Tensor]:
+        """The trainable weights of a view, detached."""
+        return {n: w.detach() for n, w in self._weights(name).items()}
+
+
+class Frozen:
+    """A network called with other parameter tensors than its own."""
+
+    def __init__(self, net: nn.Module, weights: Mapping[str, Tensor]) -> None:
+        self.net, self.weights = net, dict(weights)
+
+    def __call__(self, x: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
+        return functional_call(self.net, self.weights, (x, t, cond))
+
+
+def trainable_copy(model: Model) -> Model:
+    """The model with its own copy of the network, every parameter trainable."""
+    net = copy.deepcopy(model.net)
+    if isinstance(net, nn.Module):
+        net.requires_grad_(True)
+    return dataclasses.replace(model, net=net)
