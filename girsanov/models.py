@@ -1,8 +1,8 @@
 r"""A network with what it takes to read it: its process, the kind of its prediction, its guidance.
 
 ``Model(x, t, cond)`` is the raw prediction, [B, *D] in the dtype of x. Guidance wraps the model, never the sampler: a
-guided prediction ``p_null + w (p_cond - p_null)`` has weights that sum to 1, and every conversion of predictions is affine
-with the same part in x, so guiding commutes with converting and any sampler takes a guided model.
+guided prediction ``p_null + w (p_cond - p_null)`` has weights that sum to 1, and every conversion of predictions is
+affine with the same part in x, so guiding commutes with converting and any sampler takes a guided model.
 
 Reference: Ho & Salimans 2022, arXiv:2207.12598 (classifier-free guidance).
 """
@@ -35,6 +35,10 @@ class ModelLike(Protocol):
     def process(self) -> Process: ...
     @property
     def prediction(self) -> Prediction: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def decode(self) -> Callable[[Tensor], Tensor]: ...
     def __call__(self, x: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor: ...
 
 
@@ -79,8 +83,8 @@ class Model:
                 p = self.net(x, self.time(times), cond).to(x.dtype)
         if p.shape != x.shape or p.dtype != x.dtype:
             raise GirsanovError(
-                f"the network returned {list(p.shape)} {p.dtype} for a state of {list(x.shape)} {x.dtype}: it must return one "
-                "prediction of the same shape and dtype"
+                f"the network returned {list(p.shape)} {p.dtype} for a state of {list(x.shape)} {x.dtype}: it must "
+                "return one prediction of the same shape and dtype"
             )
         return p
 
@@ -126,6 +130,44 @@ class Guided:
         times = t if t.ndim == 0 else torch.cat([t, t])
         p_cond, p_null = self.model(torch.cat([x, x]), times, both).chunk(2)
         return torch.lerp(p_null, p_cond, self.scale)
+
+
+@dataclass(frozen=True)
+class Gated:
+    """One model at times up to ``until``, another above: a control that acts near the data only.
+
+    Both models have the same process, prediction and shape; times are grid steps (shape []).
+    """
+
+    model: Model | Guided
+    above: Model | Guided
+    until: float
+
+    @property
+    def process(self) -> Process:
+        """The process of both models."""
+        return self.model.process
+
+    @property
+    def prediction(self) -> Prediction:
+        """The prediction kind of both models."""
+        return self.model.prediction
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The data shape of both models."""
+        return self.model.shape
+
+    @property
+    def decode(self) -> Callable[[Tensor], Tensor]:
+        """The decoder of both models."""
+        return self.model.decode
+
+    def __call__(self, x: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
+        """The prediction [B, *D] of the model in charge at t."""
+        if t.ndim > 0:
+            raise GirsanovError("a gated model takes grid times (shape []), not one time a sample")
+        return (self.model if float(t) <= self.until else self.above)(x, t, cond)
 
 
 def velocity(model: ModelLike, x: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:

@@ -1,7 +1,7 @@
 """Noise that depends on which sample it is for, never on which process or batch draws it.
 
-Each sample has its own generator, keyed by (seed, iteration, stream, sample id). One process and two processes, one batch and
-eight micro-batches give the same numbers, and a resumed run needs no generator state: the key is the state.
+Each sample has its own generator, keyed by (seed, iteration, stream, sample id). One process and two processes, one
+batch and eight micro-batches give the same numbers, and a resumed run needs no generator state: the key is the state.
 """
 
 from collections.abc import Callable, Sequence
@@ -29,7 +29,9 @@ class Noise:
         device: where the numbers are made.
     """
 
-    def __init__(self, seed: int, iteration: int, ids: Tensor, stream: int = 0, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, seed: int, iteration: int, ids: Tensor, stream: int = 0, device: torch.device | str = "cpu"
+    ) -> None:
         self.key = (seed, iteration, stream)
         self.device = torch.device(device)
         self.generators = [generator((*self.key, i), device) for i in ids.tolist()]

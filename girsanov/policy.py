@@ -1,13 +1,14 @@
 r"""The model being tuned, with its frozen reference and its moving copies, as views that share what they can.
 
 A view is a ``Model``. Nothing is switched to make one: a view runs the same modules with other parameter tensors
-(``torch.func.functional_call``), so views can be mixed freely within one graph, under activation checkpointing and while
-others are alive. Moving copies ("ema", "old") hold the trainable parameters only.
+(``torch.func.functional_call``), so views can be mixed freely within one graph, under activation checkpointing and
+while others are alive. Moving copies ("ema", "old") hold the trainable parameters only.
 
-The reference at LoRA costs nothing: it is the adapted network with every ``lora_B`` at zero, equal to the bit to the network
-without adapters. With full weights it is a frozen copy of the trainable parameters.
+The reference at LoRA costs nothing: it is the adapted network with every ``lora_B`` at zero, equal to the bit to the
+network without adapters. With full weights it is a frozen copy of the trainable parameters.
 
-``strength`` moves between reference and tuned: ``theta_ref + c (theta - theta_ref)`` with full weights, ``c B A`` with LoRA.
+``strength`` moves between reference and tuned: ``theta_ref + c (theta - theta_ref)`` with full weights, ``c B A``
+with LoRA.
 """
 
 import copy
@@ -43,6 +44,16 @@ class Policy:
         self.is_lora = any("lora_B" in name for name in self.names)
         self.copies: dict[str, dict[str, Tensor]] = {}
         self._reference = {} if self.is_lora else self._snapshot()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of samples and of step arithmetic: float32, or float64 if the parameters are."""
+        return torch.float64 if self.parameters()[0].dtype == torch.float64 else torch.float32
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return self.parameters()[0].device
 
     def parameters(self) -> list[nn.Parameter]:
         """The trainable parameters, in a fixed order."""

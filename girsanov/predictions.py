@@ -16,8 +16,9 @@ Solving the two equations gives any combination ``A x_0 + B eps`` from the state
 
 .. math:: A x_0 + B \epsilon = \frac{(A b - B a)\, x_t + (B \alpha - A \sigma)\, p}{\alpha b - \sigma a}
 
-so one affine map ``c_x x + c_p p`` is both the conversion between rows and a sampler's step. The map does not exist where
-``alpha b - sigma a = 0``: eps and score say nothing of x_0 where alpha = 0, and x0 nothing of eps where sigma = 0.
+so one affine map ``c_x x + c_p p`` is both the conversion between rows and a sampler's step. The map does not exist
+where ``alpha b - sigma a = 0``: eps and score say nothing of x_0 where alpha = 0, and x0 nothing of eps where sigma
+= 0.
 
 References: Salimans & Ho 2022, arXiv:2202.00512 (v); Lipman et al. 2023, arXiv:2210.02747 (velocity).
 """
@@ -70,8 +71,8 @@ def affine_map(c: Schedule, prediction: Prediction, a_new: Tensor, b_new: Tensor
     if is_singular(c, prediction):
         raise GirsanovError(
             f"a {prediction} prediction does not determine the sample at alpha = {c.alpha.tolist()}, "
-            f"sigma = {c.sigma.tolist()}: start the grid below t = 1 (for example start=0.999) and evaluate above t = 0, "
-            "or use a velocity model"
+            f"sigma = {c.sigma.tolist()}: start the grid below t = 1 (for example start=0.999) and evaluate "
+            "above t = 0, or use a velocity model"
         )
     a, b = row(c, prediction)
     det = c.alpha * b - c.sigma * a
@@ -79,7 +80,8 @@ def affine_map(c: Schedule, prediction: Prediction, a_new: Tensor, b_new: Tensor
 
 
 def scale(coefficient: Tensor, x: Tensor) -> float | Tensor:
-    """A coefficient of shape [] or [B] as a factor of x [B, *D]: a host number, or a tensor [B, 1, ...] of x's dtype."""
+    """A coefficient of shape [] or [B] as a factor of x [B, *D]: a host number, or a tensor [B, 1, ...] of x's
+    dtype."""
     if coefficient.ndim == 0:
         return float(coefficient)
     if coefficient.shape[0] != x.shape[0]:

@@ -7,8 +7,8 @@ A process is the pair (alpha, sigma) and its time derivatives. Everything else f
 
 .. math:: f = \dot\alpha / \alpha, \qquad g^2 = 2 \sigma \dot\sigma - 2 f \sigma^2 = 2 \sigma W / \alpha
 
-Times are float64 tensors of shape ``[]`` (a grid step, on the host, so that no step waits for the accelerator) or ``[B]``
-(one time a sample).
+Times are float64 tensors of shape ``[]`` (a grid step, on the host, so that no step waits for the accelerator) or
+``[B]`` (one time a sample).
 
 References: Song et al. 2021, arXiv:2011.13456 (VP, VE); Nichol & Dhariwal 2021, arXiv:2102.09672 (cosine);
 Karras et al. 2022, arXiv:2206.00364; Liu et al. 2022, arXiv:2209.03003 (rectified flow).

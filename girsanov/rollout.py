@@ -1,7 +1,8 @@
 """The only time loop: sample a batch step by step, keep what was asked for, and go over it again.
 
-``rollout`` samples; ``replay`` asks a model for its kernels at the stored states (one network pass a step); ``resimulate`` walks
-the stored means again with noise and no network. None of them opens ``no_grad`` unless told where gradients begin.
+``rollout`` samples; ``replay`` asks a model for its kernels at the stored states (one network pass a step);
+``resimulate`` walks the stored means again with noise and no network. None of them opens ``no_grad`` unless told
+where gradients begin.
 """
 
 from collections.abc import Collection, Iterator
@@ -23,8 +24,8 @@ from girsanov.types import Cond, Kernel, Step, Trajectory, Transition
 class Branch(Protocol):
     """The hook of tree-shaped rollouts.
 
-    Called after each step with the drawn states; returns the fan-out of the *next* step and the rows to keep: row j of the next
-    state is row ``index[j]`` of this one (repeat a row to split it, leave it out to prune).
+    Called after each step with the drawn states; returns the fan-out of the *next* step and the rows to keep: row j
+    of the next state is row ``index[j]`` of this one (repeat a row to split it, leave it out to prune).
     """
 
     def __call__(self, step: Step, x_s: Tensor) -> Tensor: ...
@@ -53,8 +54,8 @@ def rollout(
         cond: conditions of the B samples.
         noise: standard normal source; needed by stochastic samplers.
         keep: indices of the steps to keep (all by default); memory grows with these alone.
-        grad_from: index of the first step that gradients flow through; steps before it run without a graph. None leaves gradients
-            to the caller.
+        grad_from: index of the first step that gradients flow through; steps before it run without a graph. None
+            leaves gradients to the caller.
         checkpoint: recompute each step's activations in the backward pass instead of storing them.
         branch: hook of tree-shaped rollouts.
 
@@ -94,7 +95,9 @@ def _check(
     sampler: Sampler, grid: Grid, noise: NoiseSource | None, keep: Collection[int] | None, grad_from: int | None
 ) -> None:
     if sampler.stochastic and noise is None:
-        raise GirsanovError(f"{type(sampler).__name__} is stochastic and needs noise: pass noise=Noise(seed, iteration, ids)")
+        raise GirsanovError(
+            f"{type(sampler).__name__} is stochastic and needs noise: pass noise=Noise(seed, iteration, ids)"
+        )
     if keep is not None and any(not 0 <= i < len(grid) for i in keep):
         raise GirsanovError(f"keep names a step outside the grid's 0 .. {len(grid) - 1}: {sorted(keep)}")
     if grad_from is not None and not 0 <= grad_from <= len(grid):

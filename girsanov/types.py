@@ -73,6 +73,10 @@ class Prompts:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def to(self, device: torch.device | str) -> "Prompts":
+        """The same requests with their conditions on a device."""
+        return dataclasses.replace(self, cond=self.cond.to(device))
+
     def take(self, index: Tensor) -> "Prompts":
         """The chosen requests."""
         host = index.cpu()
@@ -131,8 +135,8 @@ class Kernel:
         mean: [B, *D].
         std: float64, shape [] (host) or [B].
         stochastic: whether ``std > 0``; a host bool, so asking does not wait for the accelerator.
-        gain: ``d mean / d velocity``, shape [] or [B]: turns a shift of the mean into a control, also when std = 0. None for
-            solvers of several stages.
+        gain: ``d mean / d velocity``, shape [] or [B]: turns a shift of the mean into a control, also when std = 0.
+            None for solvers of several stages.
         stages: the points at which the network was asked.
         raw: the state, the network's raw prediction and the affine map to x0, from which ``x0`` is made when asked.
     """
@@ -168,8 +172,8 @@ class Kernel:
     def _variance(self) -> Tensor:
         if not self.stochastic:
             raise GirsanovError(
-                "a deterministic step has no density: use a stochastic sampler, for example GDDIM(eta=1.0), and leave out "
-                "steps whose noise is zero (Trajectory.trainable lists the others)"
+                "a deterministic step has no density: use a stochastic sampler, for example GDDIM(eta=1.0), and "
+                "leave out steps whose noise is zero (Trajectory.trainable lists the others)"
             )
         return self.std.to(self.mean.device) ** 2
 
@@ -229,7 +233,9 @@ class Transition:
     def take(self, index: Tensor) -> "Transition":
         """The chosen samples."""
         if self.parent is not None or self.state is not None:
-            raise GirsanovError("samples of a tree or of a multistep solver cannot be taken apart: use a single-step chain")
+            raise GirsanovError(
+                "samples of a tree or of a multistep solver cannot be taken apart: use a single-step chain"
+            )
         stages = tuple(Stage(self.x_t[index] if s.x is self.x_t else s.x[index], s.t, s.weight) for s in self.stages)
         x_t = stages[0].x if self.stages and self.stages[0].x is self.x_t else self.x_t[index]
         return dataclasses.replace(self, x_t=x_t, x_s=self.x_s[index], mean=self.mean[index], stages=stages)
@@ -268,7 +274,15 @@ class Trajectory:
 
 @dataclass(frozen=True)
 class Batch:
-    """Base of what ``collect`` returns: fields are tensors [B, ...], records with ``take``, or None."""
+    """Base of what ``collect`` returns: fields are tensors [B, ...], records with ``take``, tuples of them, or None."""
+
+    def metrics(self) -> dict[str, Tensor | float]:
+        """Numbers of the whole batch to log; the mean and spread of its ``reward`` [B] if it has one."""
+        reward = getattr(self, "reward", None)
+        if reward is None:
+            return {}
+        spread = reward.double().std(correction=0)
+        return {"reward": reward.double().mean(), "reward_std": spread}
 
     def __len__(self) -> int:
         return len(getattr(self, dataclasses.fields(self)[0].name))
