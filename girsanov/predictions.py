@@ -89,12 +89,17 @@ def scale(coefficient: Tensor, x: Tensor) -> float | Tensor:
     return coefficient.to(x).reshape(-1, *[1] * (x.ndim - 1))
 
 
+def add_scaled(x: Tensor, p: Tensor, c: Tensor) -> Tensor:
+    """``x + c p`` [B, *D] in the dtype of x, in one pass."""
+    b = scale(c, x)
+    return torch.add(x, p, alpha=b) if isinstance(b, float) else torch.addcmul(x, p, b)
+
+
 def combine(x: Tensor, p: Tensor, c_x: Tensor, c_p: Tensor) -> Tensor:
-    """``c_x x + c_p p`` [B, *D] in the dtype of x, without further temporaries."""
-    a, b = scale(c_x, x), scale(c_p, x)
-    if isinstance(a, float) and isinstance(b, float):
-        return torch.add(x * a, p, alpha=b)
-    return torch.addcmul(x * a, p, b) if isinstance(b, Tensor) else torch.add(x * a, p, alpha=b)
+    """``c_x x + c_p p`` [B, *D] in the dtype of x; allocates the result alone."""
+    b = scale(c_p, x)
+    out = x * scale(c_x, x)
+    return out.add_(p, alpha=b) if isinstance(b, float) else out.addcmul_(p, b)
 
 
 def convert(p: Tensor, x: Tensor, c: Schedule, source: Prediction, target: Prediction) -> Tensor:

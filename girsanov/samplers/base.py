@@ -4,9 +4,9 @@ A one-stage sampler is three numbers a step: with the network's x_0 and eps froz
 
 .. math:: mean = A x_0 + B \epsilon, \qquad std
 
-and one affine map of the raw prediction (``predictions.affine_map``) does the step for every kind of prediction. It declares
-its facts (order, whether it is stochastic, memoryless, single-step) and never opens ``no_grad``: gradients, randomness, dtype and
-device belong to the caller.
+and one affine map of the raw prediction (``predictions.affine_map``) does the step for every kind of prediction. It
+declares its facts (order, whether it is stochastic, memoryless, single-step) and never opens ``no_grad``: gradients,
+randomness, dtype and device belong to the caller.
 """
 
 from abc import ABC, abstractmethod
@@ -31,14 +31,20 @@ class Sampler(ABC):
     """One rule to step from t to s.
 
     Attributes:
-        order: order of convergence of the end law as the step shrinks (weak order for stochastic samplers).
-        single_step: whether a step depends on x_t alone; multistep solvers carry state.
         processes: the kinds of process it is defined for.
     """
 
-    order: ClassVar[int] = 1
-    single_step: ClassVar[bool] = True
     processes: ClassVar[tuple[type[Process], ...]] = (Process,)
+
+    @property
+    def order(self) -> int:
+        """Order of convergence of the end law's mean and variance (the weak order, where noise is drawn)."""
+        return 1
+
+    @property
+    def single_step(self) -> bool:
+        """Whether every step that has a density depends on x_t alone; multistep solvers carry state."""
+        return True
 
     @property
     def stochastic(self) -> bool:
@@ -51,12 +57,16 @@ class Sampler(ABC):
         return False
 
     def init(self, model: ModelLike, grid: Grid) -> Any:
-        """The state before the first step; also checks that the sampler fits the process. None for single-step solvers."""
+        """The state before the first step; also checks that the sampler fits process and grid.
+
+        None always means "no history": a multistep solver starts afresh from it, and single-step solvers carry it
+        along.
+        """
         if not isinstance(model.process, self.processes):
             names = " or ".join(p.__name__ for p in self.processes)
             raise GirsanovError(
-                f"{type(self).__name__} is defined for {names}, not for {type(model.process).__name__}: use GDDIM, which "
-                "takes any process and any eta"
+                f"{type(self).__name__} is defined for {names}, not for {type(model.process).__name__}: use GDDIM, "
+                "which takes any process and any eta"
             )
         return None
 
@@ -66,11 +76,15 @@ class Sampler(ABC):
     ) -> tuple[Kernel, Any]:
         """The law of x_s given x [B, *D], and the state for the next step."""
 
-    def stages(self, process: Process, x: Tensor, step: Step) -> Stages:
-        """The step as a dialogue in velocities. Only deterministic single-step samplers have one."""
+    def stages(self, model: ModelLike, x: Tensor, step: Step) -> Stages:
+        """The step as a dialogue in velocities; of the model only its process and prediction kind are read.
+
+        Only deterministic single-step samplers have one. ``kernel`` and whoever runs the step backwards hold the same
+        dialogue, so they agree on the stages (a solver may leave one out where the model fixes no finite velocity).
+        """
         raise GirsanovError(
-            f"{type(self).__name__} cannot be run backwards stage by stage: use a deterministic single-step solver (Euler, "
-            "Heun, DDIM)"
+            f"{type(self).__name__} cannot be run backwards stage by stage: use a deterministic single-step solver "
+            "(Euler, Heun, GDDIM(eta=0))"
         )
 
 
@@ -95,13 +109,13 @@ class AffineSampler(Sampler):
         stages = (Stage(x, step.t, step.h.abs()),)
         return Kernel(combine(x, p, *maps), std, noisy, gain, stages, (x, p, *to_x0)), state
 
-    def stages(self, process: Process, x: Tensor, step: Step) -> Stages:
+    def stages(self, model: ModelLike, x: Tensor, step: Step) -> Stages:
         """One stage; the running cost is weighted with the step's length."""
         if self.stochastic:
-            super().stages(process, x, step)
-        a, b, _ = self.coefficients(process, step)
+            super().stages(model, x, step)
+        a, b, _ = self.coefficients(model.process, step)
         v = yield Stage(x, step.t, step.h.abs())
-        return combine(x, v, *affine_map(process(step.t), "velocity", a, b))
+        return combine(x, v, *affine_map(model.process(step.t), "velocity", a, b))
 
 
 class StagedSampler(Sampler):
@@ -111,7 +125,7 @@ class StagedSampler(Sampler):
         self, model: ModelLike, x: Tensor, step: Step, cond: Cond | None = None, state: Any = None
     ) -> tuple[Kernel, Any]:
         """The deterministic step; one network pass a stage."""
-        dialogue = self.stages(model.process, x, step)
+        dialogue = self.stages(model, x, step)
         points: list[Stage] = []
         stage = next(dialogue)
         while True:
@@ -122,7 +136,7 @@ class StagedSampler(Sampler):
                 return Kernel(end.value, torch.zeros((), dtype=torch.float64), False, stages=tuple(points)), state
 
     @abstractmethod
-    def stages(self, process: Process, x: Tensor, step: Step) -> Stages:
+    def stages(self, model: ModelLike, x: Tensor, step: Step) -> Stages:
         """The dialogue that defines the solver."""
 
 

@@ -1,7 +1,7 @@
 r"""Euler on the probability-flow ODE: ``x_s = x_t + (s - t) v``.
 
-With the velocity ``v = d_alpha x_0 + d_sigma eps`` this is ``A = alpha + h d_alpha, B = sigma + h d_sigma``, ``h = s - t``.
-On a rectified flow it equals DDIM.
+With the velocity ``v = d_alpha x_0 + d_sigma eps`` this is ``A = alpha + h d_alpha, B = sigma + h d_sigma``, ``h = s -
+t``. On a rectified flow it equals DDIM.
 
 Reference: Song et al. 2021, arXiv:2011.13456, Eq. 13 (probability flow).
 """

@@ -1,0 +1,65 @@
+r"""Euler-Maruyama on the reverse SDE with any stochasticity.
+
+For every diffusion rate ``q`` (a variance per unit of time) the reverse process, run from t = 1 to t = 0,
+
+.. math:: dx = [ v - \tfrac q2 \nabla\log p_t ]\, dt + \sqrt q\, d\bar B
+             = [ v + \frac{q}{2\sigma} \epsilon ]\, dt + \sqrt q\, d\bar B
+
+has the marginals of the forward process. ``q = eta^2 g^2`` scales the noise of the reverse SDE, ``g^2 = 2 sigma W /
+alpha``. One step with x_0 and eps frozen, ``h = s - t < 0``:
+
+.. math:: A = \alpha + h \dot\alpha, \qquad B = \sigma + h (\dot\sigma + \frac{q}{2\sigma}), \qquad std = \sqrt{q |h|}
+
+Where alpha = 0 (rectified flow and cosine at t = 1) g is infinite, and the alpha of the next grid time stands in for
+it. Nearby, ``g^2 h`` stays of order one however small h is: on those processes the first steps carry an error in the
+variance that only fades as ``h^(2 eta^2)``. GDDIM integrates that part exactly.
+
+Reference: Song et al. 2021, arXiv:2011.13456, Eq. 6 and appendix D (reverse SDE, probability flow).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from girsanov.errors import GirsanovError
+from girsanov.processes import Process
+from girsanov.samplers.base import AffineSampler
+from girsanov.types import Step
+
+
+def euler_maruyama(process: Process, step: Step, rate: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """``(A, B, std)`` of one step at a diffusion rate: variance per unit of time, of the shape of the step's times."""
+    c, h = process(step.t), step.h
+    return c.alpha + h * c.d_alpha, c.sigma + h * (c.d_sigma + rate / (2 * c.sigma)), (rate * h.abs()).sqrt()
+
+
+def finite_g2(process: Process, step: Step) -> Tensor:
+    """``g^2 = 2 sigma W / alpha`` at the start of a step, with the alpha of its end where alpha = 0."""
+    now, after = process(step.t), process(step.s)
+    return 2 * now.sigma * now.wronskian / torch.where(now.alpha > 0, now.alpha, after.alpha)
+
+
+@dataclass(frozen=True)
+class EulerMaruyama(AffineSampler):
+    """First-order reverse SDE. ``eta`` scales the standard deviation: 0 Euler, 1 reverse SDE, above 1 more noise."""
+
+    eta: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.eta >= 0:
+            raise GirsanovError(f"eta scales a standard deviation and must be at least 0, not {self.eta}")
+
+    @property
+    def stochastic(self) -> bool:
+        """eta > 0."""
+        return self.eta > 0
+
+    @property
+    def memoryless(self) -> bool:
+        """eta = 1."""
+        return self.eta == 1
+
+    def coefficients(self, process: Process, step: Step) -> tuple[Tensor, Tensor, Tensor]:
+        """``(A, B, std)`` at ``q = eta^2 g^2``."""
+        return euler_maruyama(process, step, self.eta**2 * finite_g2(process, step))
