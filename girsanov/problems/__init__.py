@@ -1,0 +1,29 @@
+"""Problems with a known answer: laws, rewards, tilted laws, optimal control, and the limit of every method."""
+
+from girsanov.problems.control import OptimalControl as OptimalControl
+from girsanov.problems.control import deployment_factor as deployment_factor
+from girsanov.problems.control import mixture_value as mixture_value
+from girsanov.problems.laws import Classes as Classes
+from girsanov.problems.laws import Gaussian as Gaussian
+from girsanov.problems.laws import Mixture as Mixture
+from girsanov.problems.moments import affine_kernels as affine_kernels
+from girsanov.problems.moments import chain_law as chain_law
+from girsanov.problems.moments import end_law as end_law
+from girsanov.problems.moments import end_map as end_map
+from girsanov.problems.proximal import DiscreteFlow as DiscreteFlow
+from girsanov.problems.proximal import Flow as Flow
+from girsanov.problems.proximal import discrete_flow as discrete_flow
+from girsanov.problems.recursions import Limit as Limit
+from girsanov.problems.recursions import lean_adjoint_limit as lean_adjoint_limit
+from girsanov.problems.recursions import path_kl as path_kl
+from girsanov.problems.recursions import path_kl_limit as path_kl_limit
+from girsanov.problems.recursions import per_step_kl_limit as per_step_kl_limit
+from girsanov.problems.recursions import tuned_model as tuned_model
+from girsanov.problems.rewards import LinearReward as LinearReward
+from girsanov.problems.rewards import QuadraticReward as QuadraticReward
+from girsanov.problems.rewards import expected_reward as expected_reward
+from girsanov.problems.rewards import frontier as frontier
+from girsanov.problems.rewards import gaussian_kl as gaussian_kl
+from girsanov.problems.rewards import log_partition as log_partition
+from girsanov.problems.rewards import tilt as tilt
+from girsanov.problems.rewards import tilt_kl as tilt_kl

@@ -1,0 +1,169 @@
+r"""Optimal control of samplers in continuous time: Gaussian data with a quadratic reward, and mixtures at eta = 1.
+
+The sampler with noise eta, ``dy = -(1 + eta^2) rho score d rho + eta sqrt(2 rho) dW`` in ``y = x / alpha``, is steered
+through its score and pays beta times the path KL. Its value is ``V = beta log E[exp(r(X_end) / beta) | x_t]`` under the
+*untuned* sampler, for which
+
+.. math:: X_{end} | x_t \sim N(M, S), \quad M = m + \alpha^{\eta^2} (C S_t^{-1})^{(1 + \eta^2)/2} (x_t - \alpha m),
+    \quad S = C - C (\alpha^2 C S_t^{-1})^{\eta^2}
+
+with ``S_t = alpha^2 C + sigma^2``. The drift control ``b`` of the eta-process is optimal at ``eta^2 2 rho grad_y V /
+beta``, and a score correction moves the drift by ``(1 + eta^2) rho``, so
+
+.. math:: \Delta s = \frac{2 \eta^2}{1 + \eta^2} \frac{\nabla_x V_\eta}{\beta}
+
+Only eta = 1 learns a field that other samplers may use as it is. Run with another noise eta', the learned field
+reproduces the marginals of the trained process if its correction is scaled by ``deployment_factor(eta, eta')`` (and the
+process is memoryless).
+
+References: Domingo-Enrich et al. 2025, arXiv:2409.08861, theorem 1 (memoryless noise); derived here beyond it.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.integrate import solve_ivp
+from torch import Tensor
+
+from girsanov.errors import GirsanovError
+from girsanov.predictions import scale
+from girsanov.problems.laws import Gaussian, Mixture
+from girsanov.problems.rewards import QuadraticReward, check_beta, log_mean_exp
+from girsanov.processes import Process, Schedule
+
+
+def deployment_factor(eta: float, eta_deploy: float) -> float:
+    """Scale ``(eta^2 + eta'^2)(1 + eta^2) / (2 eta^2 (1 + eta'^2))`` of a correction trained at eta, to sample at eta'.
+
+    The marginals of the trained process are ``p h`` with ``h = exp(V / beta)`` and its correction is
+    ``2 eta^2 / (1 + eta^2) grad log h``. Its probability flow is ``rho (s + eta^2 grad log h)`` per unit of ``-d rho``;
+    adding ``eta'^2 rho grad log(p h)`` gives the eta'-process with the same marginals.
+    """
+    if not eta > 0 or eta_deploy < 0:
+        raise GirsanovError(f"training needs eta > 0 and deployment eta >= 0, not {eta} and {eta_deploy}")
+    e, d = eta**2, eta_deploy**2
+    return (e + d) * (1 + e) / (2 * e * (1 + d))
+
+
+@dataclass(frozen=True)
+class OptimalControl:
+    """Value and control of the eta-sampler on Gaussian data with a quadratic reward.
+
+    Attributes:
+        law: the data.
+        reward: the pay-off at the end.
+        beta: weight of the path KL.
+        process: the noising process.
+        eta: stochasticity of the trained sampler, above 0.
+    """
+
+    law: Gaussian
+    reward: QuadraticReward
+    beta: float
+    process: Process
+    eta: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_beta(self.beta)
+        if not self.eta > 0:
+            raise GirsanovError("path-KL control needs noise: give eta > 0 (ODE-AM is solved in problems.proximal)")
+
+    def _power(self, values: Tensor) -> Tensor:
+        """The matrix with the law's eigenvectors and eigenvalues [..., d]."""
+        basis = self.law.eigenvectors[0]
+        return torch.einsum("ij,...j,kj->...ik", basis, values, basis)
+
+    def transition(self, c: Schedule) -> tuple[Tensor, Tensor]:
+        """``(k, S)``, [..., d, d], with ``X_end | x_t ~ N(m + k (x_t - alpha m), S)`` under the untuned sampler."""
+        e, lam = self.eta**2, self.law.eigenvalues[0]
+        alpha, sigma = c.alpha.unsqueeze(-1), c.sigma.unsqueeze(-1)
+        ratio = lam / (alpha**2 * lam + sigma**2)
+        slope = alpha**e * ratio ** ((1 + e) / 2)
+        return self._power(slope), self._power(lam * (1 - (alpha**2 * ratio) ** e))
+
+    def _parts(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """``M [B, d], S [B, d, d], k [B, d, d]`` at the states."""
+        c = self.process(t.expand(len(x)))
+        k, S = self.transition(c)
+        y = x.flatten(1).double() - c.alpha.unsqueeze(1) * self.law.mean
+        return self.law.mean + torch.einsum("bij,bj->bi", k, y), S, k
+
+    def value(self, x: Tensor, t: Tensor) -> Tensor:
+        """``V_eta(t, x)`` at states x [B, *D] and times [] or [B]: float64 [B]."""
+        M, S, _ = self._parts(x, t)
+        return self.beta * log_mean_exp(self.reward, self.beta, M, S)
+
+    def value_gradient(self, x: Tensor, t: Tensor) -> Tensor:
+        """``grad_x V = k^T (I + A S / beta)^{-1} (b - A M)``, in the shape of x, float64."""
+        M, S, k = self._parts(x, t)
+        mix = torch.eye(self.law.d, dtype=torch.float64) + self.reward.A @ S / self.beta
+        g = torch.linalg.solve(mix, (self.reward.b - M @ self.reward.A).unsqueeze(-1))
+        return (k.mT @ g).squeeze(-1).view(x.shape)
+
+    def score_correction(self, x: Tensor, t: Tensor) -> Tensor:
+        """``2 eta^2 / (1 + eta^2) grad_x V / beta``: optimal score minus the score of the data, in the shape of x."""
+        e = self.eta**2
+        return 2 * e / (1 + e) / self.beta * self.value_gradient(x, t)
+
+    def velocity_correction(self, x: Tensor, t: Tensor) -> Tensor:
+        """The same control on a velocity, ``-(g^2 / 2) Delta s``, finite where alpha > 0."""
+        c = self.process(t)
+        return scale(-c.sigma * c.wronskian / c.alpha, x) * self.score_correction(x, t)
+
+    def trained_law(self, start: Gaussian, t: float | Tensor = 1.0) -> Gaussian:
+        """End law of the optimally tuned eta-sampler started from x_t ~ ``start`` at time t, in continuous time.
+
+        The tilt acts on the end point given the start, but cannot move the start: where the base process remembers it
+        (k != 0), the end law is not the tilted law. This is the initial value-function bias.
+        """
+        k, S = self.transition(self.process(t))
+        alpha, one = self.process(t).alpha, torch.eye(self.law.d, dtype=torch.float64)
+        mix = torch.linalg.inv(one + S @ self.reward.A / self.beta)
+        M = self.law.mean + k @ (start.mean - alpha * self.law.mean)
+        cov = mix @ S + mix @ k @ start.cov @ k.mT @ mix.mT
+        return Gaussian(mix @ (M + S @ self.reward.b / self.beta), 0.5 * (cov + cov.mT))
+
+    def deployed_law(self, start: Gaussian, rho: float, eta_deploy: float, factor: float = 1.0) -> Gaussian:
+        """End law of the eta'-sampler with score ``s + factor * Delta s``, started from ``y ~ start`` at ratio rho.
+
+        The moments in ``y = x / alpha`` obey linear differential equations in ``u = log rho``, integrated to 1e-12 and
+        stopped where rho^2 is 1e-18 of the smallest variance.
+        """
+        d, e = self.law.d, eta_deploy**2
+        m, lam, basis = self.law.mean.numpy(), self.law.eigenvalues[0].numpy(), self.law.eigenvectors[0].numpy()
+        A, b, mine = self.reward.A.numpy(), self.reward.b.numpy(), self.eta**2
+
+        def score(r2: float) -> tuple[np.ndarray, np.ndarray]:
+            """Slope and value at m of the steered score in y."""
+            w = lam / (lam + r2)
+            k, S = basis * w ** ((1 + mine) / 2) @ basis.T, basis * (lam * (1 - w**mine)) @ basis.T
+            lever = k @ np.linalg.inv(np.eye(d) + A @ S / self.beta) * (2 * mine / (1 + mine) / self.beta * factor)
+            return -(basis / (lam + r2)) @ basis.T - lever @ A @ k, lever @ (b - A @ m)
+
+        def field(u: float, z: np.ndarray) -> np.ndarray:
+            r2 = np.exp(2 * u)
+            slope, bias = score(r2)
+            mean, cov = z[:d], z[d:].reshape(d, d)
+            pull = -(1 + e) * r2 * slope
+            return np.concatenate(
+                [pull @ (mean - m) - (1 + e) * r2 * bias, (pull @ cov + cov @ pull.T - 2 * e * r2 * np.eye(d)).ravel()]
+            )
+
+        z0 = np.concatenate([start.mean.numpy(), start.cov.numpy().ravel()])
+        span = (np.log(rho), 0.5 * np.log(1e-18 * lam.min()))
+        z = solve_ivp(field, span, z0, method="DOP853", rtol=1e-12, atol=1e-13).y[:, -1]
+        cov = torch.from_numpy(z[d:].reshape(d, d).copy())
+        return Gaussian(torch.from_numpy(z[:d].copy()), 0.5 * (cov + cov.mT))
+
+
+def mixture_value(law: Mixture, reward: QuadraticReward, beta: float, process: Process, x: Tensor, t: Tensor) -> Tensor:
+    """``V_1 = beta log E[exp(r(x_0) / beta) | x_t]`` on a mixture at eta = 1: float64 [B], differentiable in x [B, *D].
+
+    Given x_t, x_0 is a mixture of Gaussians, each with its closed form. The optimal velocity, ``v - (g^2 / 2) grad V_1
+    / beta``, is the velocity of the tilted mixture.
+    """
+    c = process(t.expand(len(x)))
+    post = law.posterior(x, c.alpha, c.sigma)
+    logs = log_mean_exp(reward, check_beta(beta), post.means, law.posterior_covs(c.alpha, c.sigma))
+    return beta * torch.logsumexp(post.log_weights + logs, 1)
