@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 
 from girsanov.errors import GirsanovError
+from girsanov.models import ModelLike
+from girsanov.predictions import is_singular
 from girsanov.processes import Process, VPTable
 from girsanov.types import Step
 
@@ -105,6 +107,17 @@ def _steps(n: int) -> int:
     if n < 1:
         raise GirsanovError(f"a grid has at least one step, not {n}")
     return n
+
+
+def default_grid(model: ModelLike, n: int) -> Grid:
+    """The grid of n steps to use when none is asked for: uniform from t = 1, or from 0.999 where t = 1 is singular.
+
+    An eps or score prediction says nothing of x_0 where alpha = 0 (rectified flow and cosine at t = 1). Table processes
+    get their "trailing" indices, the times the network was trained at.
+    """
+    if isinstance(model.process, VPTable):
+        return Grid.trailing(n, model.process)
+    return Grid.uniform(n, start=0.999 if is_singular(model.process(1.0), model.prediction) else 1.0)
 
 
 GRIDS: dict[str, Callable[..., Grid]] = {

@@ -23,6 +23,7 @@ where ``alpha b - sigma a = 0``: eps and score say nothing of x_0 where alpha = 
 References: Salimans & Ho 2022, arXiv:2202.00512 (v); Lipman et al. 2023, arXiv:2210.02747 (velocity).
 """
 
+import math
 from collections.abc import Callable
 from typing import Literal
 
@@ -57,10 +58,16 @@ def determinant(c: Schedule, prediction: Prediction) -> Tensor:
     return c.alpha * b - c.sigma * a
 
 
+def _degenerate(det: Tensor) -> bool:
+    """Whether a determinant is zero or not finite somewhere (False on an accelerator: looking would wait for it)."""
+    if det.ndim == 0 and det.device.type == "cpu":
+        return not 0 < abs(float(det)) < math.inf
+    return det.device.type == "cpu" and not bool((det.isfinite() & (det != 0)).all())
+
+
 def is_singular(c: Schedule, prediction: Prediction) -> bool:
     """Whether the prediction fails to fix x_0 and eps at this schedule (False for times on an accelerator)."""
-    det = determinant(c, prediction)
-    return det.device.type == "cpu" and not bool((det.isfinite() & (det != 0)).all())
+    return _degenerate(determinant(c, prediction))
 
 
 def affine_map(c: Schedule, prediction: Prediction, a_new: Tensor, b_new: Tensor) -> tuple[Tensor, Tensor]:
@@ -68,14 +75,14 @@ def affine_map(c: Schedule, prediction: Prediction, a_new: Tensor, b_new: Tensor
 
     Raises GirsanovError where the map does not exist.
     """
-    if is_singular(c, prediction):
+    a, b = row(c, prediction)
+    det = c.alpha * b - c.sigma * a
+    if _degenerate(det):
         raise GirsanovError(
             f"a {prediction} prediction does not determine the sample at alpha = {c.alpha.tolist()}, "
             f"sigma = {c.sigma.tolist()}: start the grid below t = 1 (for example start=0.999) and evaluate "
             "above t = 0, or use a velocity model"
         )
-    a, b = row(c, prediction)
-    det = c.alpha * b - c.sigma * a
     return (a_new * b - b_new * a) / det, (b_new * c.alpha - a_new * c.sigma) / det
 
 

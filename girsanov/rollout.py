@@ -24,8 +24,9 @@ from girsanov.types import Cond, Kernel, Step, Trajectory, Transition
 class Branch(Protocol):
     """The hook of tree-shaped rollouts.
 
-    Called after each step with the drawn states; returns the fan-out of the *next* step and the rows to keep: row j
-    of the next state is row ``index[j]`` of this one (repeat a row to split it, leave it out to prune).
+    Called after each step but the last with the drawn states; returns an int64 index: row j of the next state is row
+    ``index[j]`` of this one (repeat a row to split it, leave it out to prune). The children of a split differ by the
+    noise of the steps that follow, so the noise source must give every row its own.
     """
 
     def __call__(self, step: Step, x_s: Tensor) -> Tensor: ...
@@ -73,13 +74,17 @@ def rollout(
             kernel, state = _kernel(model, sampler, x, step, cond, state, checkpoint and not free)
             x_s = kernel.sample(noise(x) if kernel.stochastic and noise is not None else None)
         if step.i in kept:
-            transitions.append(
-                Transition(x, x_s, step, kernel.mean, kernel.std, kernel.stochastic, kernel.stages, before, parent)
-            )
+            drawn = (kernel.mean, kernel.std, kernel.stochastic, kernel.stages)
+            transitions.append(Transition(x, x_s, step, *drawn, before, parent, cond))
         x, parent = x_s, None
-        if branch is not None:
+        if branch is not None and step.i + 1 < len(grid):
             parent = branch(step, x)
-            x, cond = x[parent], None if cond is None else cond.take(parent)
+            x, cond, state = x[parent], *(None if v is None else v.take(parent) for v in (cond, state))
+    if not bool(torch.isfinite(x).all()):
+        raise GirsanovError(
+            "sampling ended in states that are not finite: the network returned NaN or infinity, so go back to an "
+            "earlier checkpoint, with a lower learning rate or gradient clipping"
+        )
     return Trajectory(x, tuple(transitions), cond)
 
 
@@ -105,9 +110,9 @@ def _check(
 
 
 def replay(model: ModelLike, sampler: Sampler, trajectory: Trajectory) -> Iterator[tuple[Transition, Kernel]]:
-    """The kernels of a model at the stored states of a chain, one network pass a step, lazily."""
+    """The kernels of a model at the stored states, one network pass a step, lazily."""
     for tr in trajectory:
-        yield tr, sampler.kernel(model, tr.x_t, tr.step, trajectory.cond, tr.state)[0]
+        yield tr, sampler.kernel(model, tr.x_t, tr.step, tr.cond, tr.state)[0]
 
 
 def resimulate(trajectory: Trajectory, noise: NoiseSource) -> Iterator[Tensor]:

@@ -1,21 +1,19 @@
-"""The records that flow through a run: conditions, prompts, Gaussian kernels, trajectories.
+"""The records that flow through a run: conditions, prompts, steps, trajectories, batches.
 
 Letters: ``B`` batch, ``T`` steps, ``*D`` data dimensions. Every record is frozen; ``take`` makes a smaller one.
 """
 
 import dataclasses
-import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, Self
+from dataclasses import dataclass
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from girsanov.errors import GirsanovError
-from girsanov.predictions import scale
-
-Reduce = Literal["sum", "mean"]
+from girsanov.kernels import Kernel as Kernel
+from girsanov.kernels import Stage as Stage
 
 
 @dataclass(frozen=True)
@@ -106,108 +104,6 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Stage:
-    """A point at which a solver asks for the velocity.
-
-    Attributes:
-        x: the point, [B, *D].
-        t: its time.
-        weight: this stage's share of ``int dt`` over the step, positive; what a running cost is weighted with.
-    """
-
-    x: Tensor
-    t: Tensor
-    weight: Tensor
-
-
-def _total(values: Tensor, reduce: Reduce) -> Tensor:
-    """Sum (or mean) of [B, *D] over the data dimensions, accumulated in float64: shape [B]."""
-    wide = torch.float32 if values.device.type == "mps" else torch.float64
-    flat = values.flatten(1)
-    return flat.sum(1, dtype=wide) if reduce == "sum" else flat.mean(1, dtype=wide)
-
-
-@dataclass(frozen=True)
-class Kernel:
-    r"""The law of one sampler step, ``x_s ~ N(mean, std^2 I)``.
-
-    Attributes:
-        mean: [B, *D].
-        std: float64, shape [] (host) or [B].
-        stochastic: whether ``std > 0``; a host bool, so asking does not wait for the accelerator.
-        gain: ``d mean / d velocity``, shape [] or [B]: turns a shift of the mean into a control, also when std = 0.
-            None for solvers of several stages.
-        stages: the points at which the network was asked.
-        raw: the state, the network's raw prediction and the affine map to x0, from which ``x0`` is made when asked.
-    """
-
-    mean: Tensor
-    std: Tensor
-    stochastic: bool
-    gain: Tensor | None = None
-    stages: tuple[Stage, ...] = ()
-    raw: tuple[Tensor, Tensor, Tensor, Tensor] | None = field(default=None, repr=False)
-
-    @property
-    def x0(self) -> Tensor:
-        """The denoised prediction at the start of the step, [B, *D]."""
-        if self.raw is None:
-            raise GirsanovError("this kernel keeps no denoised prediction: ask a single-stage sampler for it")
-        x, p, c_x, c_p = self.raw
-        a, b = scale(c_x, x), scale(c_p, x)
-        return x * a + p * b
-
-    def sample(self, noise: Tensor | None) -> Tensor:
-        """``mean + std * noise`` [B, *D]; a deterministic kernel ignores the noise."""
-        if not self.stochastic:
-            return self.mean
-        if noise is None or noise.shape != self.mean.shape:
-            got = "nothing" if noise is None else f"shape {list(noise.shape)}"
-            raise GirsanovError(f"a stochastic step needs noise of shape {list(self.mean.shape)}, got {got}")
-        std = scale(self.std, self.mean)
-        if isinstance(std, float):
-            return torch.add(self.mean, noise, alpha=std)
-        return torch.addcmul(self.mean, noise, std)
-
-    def _variance(self) -> Tensor:
-        if not self.stochastic:
-            raise GirsanovError(
-                "a deterministic step has no density: use a stochastic sampler, for example GDDIM(eta=1.0), and "
-                "leave out steps whose noise is zero (Trajectory.trainable lists the others)"
-            )
-        return self.std.to(self.mean.device) ** 2
-
-    def log_prob(self, x: Tensor, reduce: Reduce = "sum") -> Tensor:
-        r"""Log density of ``x`` under the kernel, float64 [B].
-
-        .. math:: \log p = -\frac{\|x - mean\|^2}{2 std^2} - d \log std - \frac d2 \log 2\pi
-
-        ``reduce="mean"`` divides by d, as most published code does. Raises if the step is deterministic.
-        """
-        variance = self._variance()
-        square = _total((x - self.mean).square(), reduce)
-        d = 1 if reduce == "mean" else self.mean[0].numel()
-        return -0.5 * square / variance - 0.5 * d * torch.log(2 * math.pi * variance)
-
-    def log_ratio(self, old_mean: Tensor, x: Tensor, reduce: Reduce = "sum") -> Tensor:
-        r"""``log p(x) - log p_old(x)`` for a kernel of the same std and mean ``old_mean``, float64 [B].
-
-        .. math:: \frac{\langle \delta,\, x - old - \delta / 2 \rangle}{std^2}, \qquad \delta = mean - old
-
-        The constants the two densities share are never formed, so a small ratio in many dimensions is not lost to
-        rounding; it is 0 to the bit when the means are equal.
-        """
-        variance = self._variance()
-        delta = self.mean - old_mean
-        return _total(torch.sub(x - old_mean, delta, alpha=0.5).mul(delta), reduce) / variance
-
-    def kl(self, other_mean: Tensor, reduce: Reduce = "sum") -> Tensor:
-        r"""``KL(self || other) = |mean - other_mean|^2 / (2 std^2)`` for equal std, float64 [B]."""
-        variance = self._variance()
-        return 0.5 * _total((self.mean - other_mean).square(), reduce) / variance
-
-
-@dataclass(frozen=True)
 class Transition:
     """One step that was taken: from x_t to x_s under the recorded kernel.
 
@@ -217,7 +113,8 @@ class Transition:
         mean, std, stochastic: the kernel x_s was drawn from.
         stages: the points at which the network was asked (x_t itself for one-stage samplers).
         state: the solver's state before the step (multistep solvers).
-        parent: row of x_t's batch that each sample came from; the identity on a chain.
+        parent: row of the step before that each sample came from; None on a chain.
+        cond: the conditions of the batch at this step.
     """
 
     x_t: Tensor
@@ -229,16 +126,20 @@ class Transition:
     stages: tuple[Stage, ...] = ()
     state: Any = None
     parent: Tensor | None = None
+    cond: Cond | None = None
 
     def take(self, index: Tensor) -> "Transition":
         """The chosen samples."""
-        if self.parent is not None or self.state is not None:
+        if self.parent is not None:
             raise GirsanovError(
-                "samples of a tree or of a multistep solver cannot be taken apart: use a single-step chain"
+                "samples of a tree cannot be taken apart, they share their past: take whole trees, or a chain"
             )
-        stages = tuple(Stage(self.x_t[index] if s.x is self.x_t else s.x[index], s.t, s.weight) for s in self.stages)
-        x_t = stages[0].x if self.stages and self.stages[0].x is self.x_t else self.x_t[index]
-        return dataclasses.replace(self, x_t=x_t, x_s=self.x_s[index], mean=self.mean[index], stages=stages)
+        x_t, std = self.x_t[index], self.std if self.std.ndim == 0 else self.std[index]
+        stages = tuple(Stage(x_t if s.x is self.x_t else s.x[index], s.t, s.weight) for s in self.stages)
+        state, cond = (None if v is None else v.take(index) for v in (self.state, self.cond))
+        return dataclasses.replace(
+            self, x_t=x_t, x_s=self.x_s[index], mean=self.mean[index], std=std, stages=stages, state=state, cond=cond
+        )
 
 
 @dataclass(frozen=True)

@@ -102,12 +102,11 @@ class AffineSampler(Sampler):
         c = model.process(step.t)
         a, b, std = self.coefficients(model.process, step)
         maps = affine_map(c, model.prediction, a, b)
-        to_x0 = affine_map(c, model.prediction, torch.ones_like(a), torch.zeros_like(a))
         p = model(x, step.t, cond)
         gain = (b * c.alpha - a * c.sigma) / c.wronskian
-        noisy = self.stochastic and bool((std > 0).any() if std.device.type == "cpu" else True)
+        noisy = self.stochastic and (std.device.type != "cpu" or bool((std > 0).any()))
         stages = (Stage(x, step.t, step.h.abs()),)
-        return Kernel(combine(x, p, *maps), std, noisy, gain, stages, (x, p, *to_x0)), state
+        return Kernel(combine(x, p, *maps), std, noisy, gain, stages, (x, p, c, model.prediction)), state
 
     def stages(self, model: ModelLike, x: Tensor, step: Step) -> Stages:
         """One stage; the running cost is weighted with the step's length."""

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from girsanov.models import ModelLike
-from girsanov.predictions import affine_map, combine, scale
+from girsanov.predictions import combine, convert, scale
 from girsanov.samplers.base import Sampler, rho_ratio
 from girsanov.types import Cond, Kernel, Stage, Step
 
@@ -56,9 +56,8 @@ class DPMSolverPP2M(Sampler):
     ) -> tuple[Kernel, History]:
         """The deterministic step; a state of None is a first-order step."""
         now, after = model.process(step.t), model.process(step.s)
-        to_x0 = affine_map(now, model.prediction, torch.ones_like(now.alpha), torch.zeros_like(now.alpha))
         p = model(x, step.t, cond)
-        x0, ratio = combine(x, p, *to_x0), rho_ratio(now, after)
+        x0, ratio = convert(p, x, now, model.prediction, "x0"), rho_ratio(now, after)
         data, weight = x0, torch.zeros_like(ratio)
         if state is not None:
             length, before = -torch.log(ratio), torch.log(model.process.rho(state.t) / model.process.rho(step.t))
@@ -67,5 +66,5 @@ class DPMSolverPP2M(Sampler):
         share = after.alpha * (1 - ratio)
         gain = -share * (1 + weight) * now.sigma / now.wronskian
         mean = combine(x, data, after.sigma / now.sigma, share)
-        kernel = Kernel(mean, torch.zeros_like(ratio), False, gain, (Stage(x, step.t, step.h.abs()),), (x, p, *to_x0))
-        return kernel, History(x0, step.t)
+        stages, raw = (Stage(x, step.t, step.h.abs()),), (x, p, now, model.prediction)
+        return Kernel(mean, torch.zeros_like(ratio), False, gain, stages, raw), History(x0, step.t)
