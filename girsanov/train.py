@@ -7,8 +7,7 @@ micro-batch, and after a kill gives the same numbers, because all noise is keyed
 everything that moves is in the checkpoint.
 """
 
-import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -17,15 +16,18 @@ from torch import Tensor, nn
 
 from girsanov.distributed import Reduce
 from girsanov.errors import GirsanovError
-from girsanov.methods.base import Chunk, Method, State, Turn
+from girsanov.meters import Clock, Meter
+from girsanov.methods.base import Method, State, Turn
+from girsanov.models import ModelLike
 from girsanov.noise import generator
 from girsanov.policy import Policy
+from girsanov.settings import Count, Decay, Natural, NonNegative, Positive, settings
 from girsanov.types import Batch, Prompts
 
 SHUFFLE = 1  # noise stream of the minibatch order
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class TrainConfig:
     """How a run is trained; nothing here depends on the method.
 
@@ -42,19 +44,19 @@ class TrainConfig:
         ema: decay of the averaged weights; None keeps none.
     """
 
-    iterations: int = 100
-    seed: int = 0
-    lr: float = 5e-4
-    betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = 0.0
-    warmup: int = 0
+    iterations: Count = 100
+    seed: Natural = 0
+    lr: Positive = 5e-4
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
+    weight_decay: NonNegative = 0.0
+    warmup: Natural = 0
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    module_lr: float = 1e-3
-    epochs: int = 1
-    minibatches: int = 1
-    micro_batch: int | None = None
-    max_grad_norm: float | None = 1.0
-    ema: float | None = None
+    module_lr: Positive = 1e-3
+    epochs: Count = 1
+    minibatches: Count = 1
+    micro_batch: Count | None = None
+    max_grad_norm: Positive | None = 1.0
+    ema: Decay | None = None
 
     @property
     def updates(self) -> int:
@@ -82,7 +84,7 @@ class Callback(Protocol):
         ...
 
     def end(self, run: "Run") -> None:
-        """After the last iteration, also when stopped early."""
+        """After the last iteration, also when stopped early; ``run.failed`` tells an exception from an end."""
         ...
 
 
@@ -97,6 +99,7 @@ class Run:
         optimizers, schedulers: by module name.
         reduce: the other processes.
         stopped: why the run ends early, if it does.
+        failed: whether an exception ended it, maybe in the middle of an iteration.
         callback_state: what callbacks want saved.
     """
 
@@ -111,6 +114,7 @@ class Run:
     schedulers: dict[str, torch.optim.lr_scheduler.LRScheduler] = field(default_factory=dict)
     callback_state: dict[str, Any] = field(default_factory=dict)
     stopped: str | None = None
+    failed: bool = False
 
     def __post_init__(self) -> None:
         self.reduce = Reduce(self.accelerator)
@@ -141,9 +145,24 @@ class Run:
         extra = [p for m in self.method.modules().values() for p in m.parameters() if p.requires_grad]
         return [*self.policy.parameters(), *extra]
 
+    def model(self, strength: float = 1.0) -> ModelLike:
+        """The model as it is sampled after tuning: the averaged weights if there are any, else the current ones."""
+        return self.method.deploy(self.policy, "current" if self.config.ema is None else "ema", strength)
+
+    def reference(self) -> ModelLike:
+        """The model as it was before tuning."""
+        return self.policy.view("reference", "rollout")
+
     def stop(self, reason: str) -> None:
-        """Ends the run after this iteration."""
+        """Ends the run after this iteration (on all processes, whichever asks)."""
         self.stopped = reason
+
+    @property
+    def finished(self) -> bool:
+        """Whether no iteration is left to do; the processes agree on it."""
+        if self.done >= self.config.iterations:
+            return True
+        return bool(self.reduce.mean_host(torch.tensor(float(self.stopped is not None))) > 0)
 
 
 def train(run: Run, callbacks: Sequence[Callback] = ()) -> Run:
@@ -154,11 +173,14 @@ def train(run: Run, callbacks: Sequence[Callback] = ()) -> Run:
     for callback in callbacks:
         callback.start(run)
     try:
-        while run.done < run.config.iterations and run.stopped is None:
+        while not run.finished:
             metrics = iterate(run)
             run.done += 1
             for callback in callbacks:
                 callback.iteration(run, metrics)
+    except BaseException:
+        run.failed = True
+        raise
     finally:
         for callback in callbacks:
             callback.end(run)
@@ -173,6 +195,7 @@ def iterate(run: Run) -> dict[str, float]:
     prompts = run.prompts.batch(run.done, run.reduce.rank, run.reduce.world_size).to(policy.device)
     with torch.no_grad():
         batch = method.collect(policy, prompts, run.state, turn)
+    check_reward(run, batch)
     meter.add(batch.metrics(), 1.0)
     clock.lap("collect")
     parts = partition(batch, c, turn)
@@ -189,11 +212,14 @@ def iterate(run: Run) -> dict[str, float]:
                     meter.add_loss(chunk, share)
                     meter.add(chunk.metrics, share)
             clock.lap("loss")
-            norm = update(run)
-            meter.add({"grad_norm": norm}, 1.0)
+            meter.add(update(run), 1.0)
             method.after_update(policy, run.state, turn)
             clock.lap("update")
-    return {**meter.result(run.reduce, c.updates), "lr": run.schedulers["policy"].get_last_lr()[0], **clock.seconds}
+    return {
+        **meter.result(run.reduce, c.updates),
+        "lr": float(run.schedulers["policy"].get_last_lr()[0]),
+        **clock.seconds,
+    }
 
 
 def partition(batch: Batch, c: TrainConfig, turn: Turn) -> list[list[Batch]]:
@@ -217,73 +243,46 @@ def backward(run: Run, loss: Tensor) -> None:
     loss.backward() if run.accelerator is None else run.accelerator.backward(loss)
 
 
-def update(run: Run) -> Tensor:
-    """Averages gradients over processes, clips, steps all optimisers; the gradient norm before clipping."""
+def update(run: Run) -> dict[str, Tensor | float]:
+    """Averages gradients over processes, clips and steps all optimisers; the gradient norm before clipping.
+
+    Under float16 a step whose gradients overflow is skipped as a whole, averages and rates included.
+    """
     parameters = run.parameters()
     run.reduce.average_gradients(parameters)
-    if run.accelerator is not None:
+    scaler = None if run.accelerator is None else run.accelerator.scaler
+    if scaler is not None:
         for optimizer in run.optimizers.values():
             run.accelerator.unscale_gradients(optimizer)
     limit = float("inf") if run.config.max_grad_norm is None else run.config.max_grad_norm
-    norm = nn.utils.clip_grad_norm_(parameters, limit)
-    scaled = run.accelerator is not None and run.accelerator.scaler is not None
-    if not scaled and not bool(norm.isfinite()):
+    norm: Tensor = nn.utils.clip_grad_norm_(parameters, limit)
+    if scaler is None and not bool(norm.isfinite()):
         raise GirsanovError(
             f"the gradient is not finite at iteration {run.done}: lower the learning rate, or look at the reward "
             "and the metrics just before; the last checkpoint is intact"
         )
-    for name, optimizer in run.optimizers.items():
+    for optimizer in run.optimizers.values():
         optimizer.step()
+    skipped = scaler is not None and any(o.step_was_skipped for o in run.optimizers.values())
+    for name, optimizer in run.optimizers.items():
         optimizer.zero_grad(set_to_none=True)
-        run.schedulers[name].step()
-    if run.config.ema is not None:
+        if not skipped:
+            run.schedulers[name].step()
+    if run.config.ema is not None and not skipped:
         run.policy.move_copy("ema", run.config.ema)
-    return norm
+    metrics: dict[str, Tensor | float] = {} if skipped else {"grad_norm": norm}
+    return metrics if scaler is None else {**metrics, "skipped": float(skipped)}
 
 
-class Meter:
-    """Weighted means of metrics, kept on the device until the iteration ends."""
-
-    def __init__(self) -> None:
-        self.sums: dict[str, Tensor] = {}
-        self.weights: dict[str, float] = {}
-        self.losses: set[str] = set()
-
-    def add(self, metrics: Mapping[str, Tensor | float], weight: float) -> None:
-        """Adds values to their means."""
-        for name, value in metrics.items():
-            share = torch.as_tensor(value).detach().double() * weight
-            self.sums[name] = self.sums[name] + share if name in self.sums else share
-            self.weights[name] = self.weights.get(name, 0.0) + weight
-
-    def add_loss(self, chunk: Chunk, weight: float) -> None:
-        """Adds a chunk to its module's loss, which is a sum over the chunks of an update."""
-        name = "loss" if chunk.module == "policy" else f"{chunk.module}_loss"
-        self.losses.add(name)
-        self.add({name: chunk.loss}, weight)
-
-    def result(self, reduce: Reduce, updates: int) -> dict[str, float]:
-        """The means over chunks (losses: over updates) and over processes, as numbers."""
-        names = sorted(self.sums)
-        if not names:
-            return {}
-        counts = [float(updates) if n in self.losses else self.weights[n] for n in names]
-        values = torch.stack([self.sums[n].cpu() / c for n, c in zip(names, counts, strict=True)])
-        return dict(zip(names, reduce.mean_host(values).tolist(), strict=True))
-
-
-class Clock:
-    """Seconds of each phase of an iteration."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self.last = time.perf_counter()
-
-    def lap(self, phase: str) -> None:
-        """Books the time since the last lap under ``time/phase``."""
-        now = time.perf_counter()
-        self.seconds[f"time/{phase}"] = self.seconds.get(f"time/{phase}", 0.0) + now - self.last
-        self.last = now
+def check_reward(run: Run, batch: Batch) -> None:
+    """Raises GirsanovError if a sample's reward is not finite."""
+    reward = getattr(batch, "reward", None)
+    if isinstance(reward, Tensor) and not bool(reward.isfinite().all()):
+        bad = int((~reward.isfinite()).sum())
+        raise GirsanovError(
+            f"the reward of {bad} of {len(reward)} samples is not finite at iteration {run.done}: clamp what the "
+            "reward divides by or takes the log of; the last checkpoint is intact"
+        )
 
 
 def fit(

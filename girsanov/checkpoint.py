@@ -1,0 +1,251 @@
+"""Checkpoints: everything that moves in a run, written so that a kill at any moment loses none that was finished.
+
+A checkpoint is a folder ``checkpoints/0000120``:
+
+=====================  ==========================================================================
+current.safetensors    trainable weights of the policy; ``ema``, ``old``, ...: its moving copies
+module-NAME.safetens.  weights of the method's further networks
+state.pt               optimisers, schedulers, method state, random states of all processes
+checkpoint.json        schema version, iteration, size and SHA-256 of the files above; written last
+=====================  ==========================================================================
+
+It is written into a temporary folder beside it, synced, and renamed. Nothing in it is pickled code: safetensors and
+``torch.load(weights_only=True)``.
+"""
+
+import hashlib
+import json
+import os
+import random
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from girsanov.disk import full_disk, sync
+from girsanov.errors import GirsanovError
+from girsanov.train import Run
+
+SCHEMA = 1
+FORMAT = "girsanov-checkpoint"
+DRAFT = ".draft-"
+
+
+# ---- writing
+
+
+def save(run: Run, folder: Path) -> Path | None:
+    """Writes the run's state as ``folder/ITERATION``; only process 0 writes, all must call.
+
+    Raises GirsanovError on a full disk; checkpoints written before are untouched.
+    """
+    ranks = gather({"state": run.state, "random": random_state()}, run)
+    if run.reduce.rank != 0:
+        return None
+    target = folder / f"{run.done:07d}"
+    draft = folder / f"{DRAFT}{target.name}"
+    with full_disk(f"the checkpoint of iteration {run.done}"):
+        try:
+            remove_drafts(folder)
+            draft.mkdir(parents=True)
+            write(run, draft, ranks)
+            if target.exists():
+                os.rename(target, folder / f"{DRAFT}old-{target.name}")
+            os.rename(draft, target)
+            sync(folder)
+        finally:
+            remove_drafts(folder)
+    return target
+
+
+def write(run: Run, folder: Path, ranks: list[Any]) -> None:
+    """The files of a checkpoint, synced, the manifest last."""
+    for name in ("current", *run.policy.copies):
+        save_file(own(run.policy.state(name)), folder / f"{name}.safetensors")
+    for name, module in run.method.modules().items():
+        save_file(own(module.state_dict()), folder / f"module-{name}.safetensors")
+    scaler = None if run.accelerator is None else run.accelerator.scaler
+    state = {
+        "optimizers": {name: o.state_dict() for name, o in run.optimizers.items()},
+        "schedulers": {name: s.state_dict() for name, s in run.schedulers.items()},
+        "scaler": None if scaler is None else scaler.state_dict(),
+        "callbacks": run.callback_state,
+        "ranks": ranks,
+    }
+    with (folder / "state.pt").open("wb") as file:
+        torch.save(state, file)
+    files = sorted(folder.iterdir())
+    for path in files:
+        sync(path)
+    manifest = {
+        "format": FORMAT,
+        "schema": SCHEMA,
+        "iteration": run.done,
+        "world_size": run.reduce.world_size,
+        "files": {p.name: {"bytes": p.stat().st_size, "sha256": digest(p)} for p in files},
+    }
+    path = folder / "checkpoint.json"
+    path.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    sync(path)
+    sync(folder)
+
+
+def own(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous host tensors that share no memory, as safetensors asks for."""
+    return {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def remove_drafts(folder: Path) -> None:
+    """Removes what an interrupted write left."""
+    if folder.is_dir():
+        for path in folder.glob(f"{DRAFT}*"):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def gather(value: Any, run: Run) -> list[Any]:
+    """The value of every process, in rank order."""
+    if run.reduce.world_size == 1:
+        return [value]
+    values: list[Any] = [None] * run.reduce.world_size
+    torch.distributed.all_gather_object(values, value)
+    return values
+
+
+# ---- reading
+
+
+def load(run: Run, path: Path) -> None:
+    """Puts a run back to where it was when the checkpoint was written.
+
+    Raises GirsanovError if the checkpoint is damaged, foreign, or belongs to another network or method.
+    """
+    state = read_state(path, run.policy.device)
+    manifest = verify(path)
+    load_weights(run, path)
+    for name, saved in state["optimizers"].items():
+        part(run.optimizers, name, path).load_state_dict(saved)
+    for name, saved in state["schedulers"].items():
+        part(run.schedulers, name, path).load_state_dict(saved)
+    if run.accelerator is not None and run.accelerator.scaler is not None and state["scaler"] is not None:
+        run.accelerator.scaler.load_state_dict(state["scaler"])
+    ranks = state["ranks"]
+    mine = ranks[min(run.reduce.rank, len(ranks) - 1)]
+    run.state = mine["state"]
+    run.callback_state = state["callbacks"]
+    run.done = manifest["iteration"]
+    if (
+        len(ranks) == run.reduce.world_size
+    ):  # random numbers of a run are keyed, so another number of processes may go on
+        set_random_state(mine["random"])
+
+
+def load_weights(run: Run, path: Path) -> None:
+    """The weights alone: policy, moving copies and further networks; enough to sample."""
+    verify(path)
+    device = str(run.policy.device)
+    for file in sorted(path.glob("*.safetensors")):
+        weights = load_file(file, device)
+        if file.stem.startswith("module-"):
+            modules = run.method.modules()
+            part(modules, file.stem.removeprefix("module-"), path).load_state_dict(weights)
+        else:
+            run.policy.load(file.stem, weights)
+
+
+def part(parts: Mapping[str, Any], name: str, path: Path) -> Any:
+    """The part that a saved state belongs to."""
+    if name not in parts:
+        raise GirsanovError(f"{path} is of another method: it has a {name!r} that this run lacks; give its own config")
+    return parts[name]
+
+
+def read_state(path: Path, device: torch.device) -> dict[str, Any]:
+    """``state.pt`` of a whole checkpoint."""
+    verify(path)
+    try:
+        return torch.load(path / "state.pt", map_location=device, weights_only=True)
+    except Exception as error:
+        raise damaged(path, "state.pt cannot be read") from error
+
+
+def verify(path: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint whose files are all whole. Raises GirsanovError otherwise."""
+    manifest_path = path / "checkpoint.json"
+    if not manifest_path.is_file():
+        raise damaged(path, "it has no checkpoint.json")
+    try:
+        manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
+        foreign = manifest["format"] != FORMAT
+    except (ValueError, KeyError, TypeError):
+        raise damaged(path, "its checkpoint.json cannot be read") from None
+    if foreign:
+        raise damaged(path, "it was written by another program")
+    if manifest["schema"] > SCHEMA:
+        raise GirsanovError(
+            f"{path} was written by a newer girsanov (schema {manifest['schema']}): upgrade the package"
+        )
+    for name, facts in manifest["files"].items():
+        file = path / name
+        if not file.is_file() or file.stat().st_size != facts["bytes"] or digest(file) != facts["sha256"]:
+            raise damaged(path, f"{name} is not as it was written")
+    return manifest
+
+
+def damaged(path: Path, why: str) -> GirsanovError:
+    """The sentence about a checkpoint that cannot be used."""
+    return GirsanovError(f"{path} is no whole checkpoint, {why}: delete it and go on from an earlier one")
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints of a run, oldest first, whole or not."""
+    return sorted(p for p in folder.glob("[0-9]*") if p.is_dir()) if folder.is_dir() else []
+
+
+def restore(run: Run, folder: Path, say: Callable[[str], None] = print) -> Path | None:
+    """Loads the newest whole checkpoint, skipping damaged ones with a word about each; None if there is none."""
+    for path in reversed(checkpoints(folder)):
+        try:
+            verify(path)
+        except GirsanovError as error:
+            say(f"skipped: {error}")
+            continue
+        load(run, path)
+        return path
+    return None
+
+
+# ---- random states
+
+
+def random_state() -> dict[str, Any]:
+    """States of the global generators of Python, numpy and torch (the run's own noise needs none)."""
+    name, keys, position, has_gauss, cached = np.random.get_state()
+    version, numbers, gauss = random.getstate()
+    return {
+        "python": [version, list(numbers), gauss],
+        "numpy": [name, torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, cached],
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def set_random_state(state: Mapping[str, Any]) -> None:
+    """Puts the global generators back."""
+    version, numbers, gauss = state["python"]
+    random.setstate((version, tuple(numbers), gauss))
+    name, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((name, keys.cpu().numpy().astype(np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(state["torch"].cpu())
+    if state["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
