@@ -1,0 +1,254 @@
+"""Black-box rewards in the background: time-outs, retries, and a named answer to failures.
+
+``PooledReward.submit`` hands samples to workers and returns at once, so the next samples are rolled out while these
+are scored; ``result`` waits and gives the scores in the order of the samples. A reward that raises, hangs, returns
+text, or the wrong number of scores fails for the samples of that call; one that returns NaN fails for those samples.
+What a failure means is an object: ``raise_failure`` ends the run with a sentence (what was saved stays), ``drop``
+scores NaN, which masks the sample out of the loss, ``Fallback(score)`` puts a number in its place. The last two log
+the sentence.
+"""
+
+import logging
+import queue
+import threading
+import weakref
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from girsanov.errors import GirsanovError
+from girsanov.rewards.base import Reward
+from girsanov.rewards.function import FunctionReward, as_reward, load_object
+from girsanov.rewards.scores import as_scores, not_finite
+from girsanov.rewards.workers import Call, Failed, Threads, Worker, Workers
+from girsanov.types import Cond, Prompts
+
+log = logging.getLogger("girsanov")
+
+OnFailure = Callable[[GirsanovError], float]
+"""The score of a sample whose reward failed; may raise the error."""
+
+
+def raise_failure(error: GirsanovError) -> float:
+    """Ends the run: the reward is wrong and should be mended."""
+    raise error
+
+
+def drop(error: GirsanovError) -> float:
+    """NaN: the sample is masked out of the loss."""
+    log.warning("%s (the samples are dropped)", error)
+    return float("nan")
+
+
+@dataclass(frozen=True)
+class Fallback:
+    """A number in place of the missing score."""
+
+    score: float
+
+    def __call__(self, error: GirsanovError) -> float:
+        log.warning("%s (scored %g instead)", error, self.score)
+        return self.score
+
+
+@dataclass(frozen=True)
+class FunctionCall:
+    """``fn(images, metadata)`` as a call of workers."""
+
+    fn: Callable[[Tensor, list[Any]], Any]
+    name: str
+
+    def __call__(self, x: Tensor, prompts: Prompts) -> Tensor:
+        return host(as_scores(self.fn(x, list(prompts.meta)), len(x), self.name))
+
+
+@dataclass(frozen=True)
+class RewardCall:
+    """``reward(x, prompts)`` as a call of workers."""
+
+    reward: Reward
+
+    def __call__(self, x: Tensor, prompts: Prompts) -> Tensor:
+        return host(as_scores(self.reward(x, prompts), len(x), self.reward.name))
+
+
+def host(scores: Tensor) -> Tensor:
+    """The scores as float64 on the host, without a graph."""
+    return scores.detach().to("cpu", torch.float64)
+
+
+def as_call(reward: Reward) -> Call:
+    """What workers run: a user's function without the check that would refuse a whole batch for one NaN."""
+    return FunctionCall(reward.fn, reward.name) if isinstance(reward, FunctionReward) else RewardCall(reward)
+
+
+class PooledReward(Reward):
+    """A black-box reward scored by workers in the background; it gives no gradient.
+
+    Args:
+        reward: a Reward, a function ``fn(images, metadata) -> scores``, or ``"my_file.py:fn"``. It is given samples on
+            the host.
+        workers: ``Threads(count)`` or ``Processes(count)``.
+        timeout: seconds a call may take; None waits for ever.
+        retries: how often a failed call is made again before it counts as failed.
+        on_failure: ``raise_failure``, ``drop`` or ``Fallback(score)``.
+        chunk: samples a call; None gives a call everything that is submitted at once.
+
+    Close it, or use it in ``with``, to end its processes at once; they also end with the pool and the interpreter.
+    """
+
+    def __init__(
+        self,
+        reward: Reward | Callable[[Tensor, list[Any]], Any] | str,
+        *,
+        workers: Workers | None = None,
+        timeout: float | None = 300.0,
+        retries: int = 0,
+        on_failure: OnFailure = raise_failure,
+        chunk: int | None = None,
+    ) -> None:
+        wrapped = as_reward(load_object(reward) if isinstance(reward, str) else reward)
+        self.name = wrapped.name
+        self.workers = Threads() if workers is None else workers
+        if self.workers.count < 1 or retries < 0 or (chunk is not None and chunk < 1):
+            raise GirsanovError("a pool needs at least one worker, at least 0 retries and at least one sample a call")
+        if timeout is not None and timeout <= 0:
+            raise GirsanovError(f"timeout = {timeout} must be positive, or None to wait for ever")
+        self.on_failure, self.chunk = on_failure, chunk
+        self._crew = Crew(as_call(wrapped), self.name, self.workers, timeout, retries)
+        weakref.finalize(self, self._crew.close)
+
+    def submit(self, x: Tensor, prompts: Prompts) -> "PooledScores":
+        """Starts scoring samples [B, *D] and returns at once; the result is [B, 1] in float64 on the host."""
+        images = x.detach().cpu()
+        rows = torch.arange(len(x)).split(self.chunk or max(1, len(x)))
+        one = len(rows) == 1
+        parts = [(images, prompts) if one else (images[r], prompts.take(r)) for r in rows]
+        return PooledScores([self._crew.put(x, compact(p)) for x, p in parts], [len(r) for r in rows], self)
+
+    def __call__(self, x: Tensor, prompts: Prompts) -> Tensor:
+        """The scores [B], on the device of the samples."""
+        return self.submit(x, prompts).result()[:, 0].to(x.device, x.dtype if x.is_floating_point() else None)
+
+    def close(self) -> None:
+        """Ends the workers; calls that wait or run end in an error."""
+        self._crew.close()
+
+    def __enter__(self) -> "PooledReward":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+class PooledScores:
+    """Scores on their way from a pool."""
+
+    def __init__(self, futures: Sequence["Future[Tensor]"], sizes: Sequence[int], pool: PooledReward) -> None:
+        self.futures, self.sizes, self.pool = futures, sizes, pool
+
+    def result(self) -> Tensor:
+        """The scores [B, 1], in the order of the samples; NaN where one was dropped."""
+        try:
+            parts = [self._part(f, n) for f, n in zip(self.futures, self.sizes, strict=True)]
+        except BaseException:
+            for future in self.futures:
+                future.cancel()
+            raise
+        return torch.cat(parts)[:, None]
+
+    def _part(self, future: "Future[Tensor]", n: int) -> Tensor:
+        try:
+            scores = future.result()
+        except GirsanovError as error:
+            return torch.full((n,), self.pool.on_failure(error), dtype=torch.float64)
+        bad = ~scores.isfinite()
+        if bool(bad.any()):
+            sentence = GirsanovError(not_finite(self.pool.name, int(bad.sum()), n))
+            scores = scores.masked_fill(bad, self.pool.on_failure(sentence))
+        return scores
+
+
+def compact(prompts: Prompts) -> Prompts:
+    """The same requests on the host with only the rows of the tables that they use, so that little has to travel."""
+    cond = prompts.cond.to("cpu")
+    used, index = cond.index.unique(return_inverse=True)
+    return Prompts(Cond({k: v[used] for k, v in cond.tables.items()}, index), prompts.ids, prompts.group, prompts.meta)
+
+
+class Crew:
+    """The workers of a pool, each with a thread that feeds it from one queue."""
+
+    def __init__(self, call: Call, name: str, workers: Workers, timeout: float | None, retries: int) -> None:
+        self.call, self.name, self.workers, self.timeout, self.retries = call, name, workers, timeout, retries
+        self.jobs: queue.SimpleQueue[tuple[Future[Tensor], Tensor, Prompts] | None] = queue.SimpleQueue()
+        self.threads: list[threading.Thread] = []
+        self.crew: list[Worker] = []
+        self.closed = False
+
+    def put(self, x: Tensor, prompts: Prompts) -> "Future[Tensor]":
+        """Queues a call; starts the workers at the first one."""
+        if self.closed:
+            raise GirsanovError(f"the pool of the reward {self.name!r} is closed: make a new one")
+        if not self.crew:
+            self.crew = [self.workers.start(self.call) for _ in range(self.workers.count)]
+            self.threads = [threading.Thread(target=self.feed, args=(w,), daemon=True) for w in self.crew]
+            for thread in self.threads:
+                thread.start()
+        future: Future[Tensor] = Future()
+        self.jobs.put((future, x, prompts))
+        return future
+
+    def feed(self, worker: Worker) -> None:
+        """Gives a worker one job after another until the pool closes."""
+        try:
+            while (job := self.jobs.get()) is not None:
+                future, x, prompts = job
+                if future.set_running_or_notify_cancel():
+                    try:
+                        future.set_result(self.attempt(worker, x, prompts))
+                    except BaseException as error:  # noqa: BLE001 (the one who waits must hear of it)
+                        future.set_exception(error)
+        finally:
+            worker.close()
+
+    def attempt(self, worker: Worker, x: Tensor, prompts: Prompts) -> Tensor:
+        """Scores [n] of one job, retries included. Raises GirsanovError."""
+        tries = f" ({self.retries + 1} tries)" if self.retries else ""
+        error = GirsanovError(f"the pool of the reward {self.name!r} is closed: make a new one")
+        for _ in range(self.retries + 1):
+            if self.closed:
+                break
+            try:
+                return worker.run(x, prompts, self.timeout)
+            except TimeoutError:
+                error = GirsanovError(
+                    f"the reward {self.name!r} gave no answer within {self.timeout:g} s{tries}: raise its timeout, or "
+                    "let failures pass with on_failure=drop"
+                )
+            except Failed as failed:
+                error = GirsanovError(
+                    f"the reward {self.name!r} raised {failed.kind}: {failed.message}{tries}; mend it, or let failures "
+                    "pass with on_failure=drop"
+                )
+            except GirsanovError as sentence:
+                error = sentence
+        raise error
+
+    def close(self) -> None:
+        """Ends the workers and waits for them; may be called twice."""
+        if self.closed:
+            return
+        self.closed = True
+        for worker in self.crew:
+            worker.interrupt()
+            self.jobs.put(None)
+        for thread in self.threads:
+            if thread is threading.current_thread():  # the collector may run anywhere
+                continue
+            # a thread worker that hangs is left behind
+            thread.join(10.0 if self.timeout is None else min(10.0, self.timeout))

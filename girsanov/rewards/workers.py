@@ -1,0 +1,263 @@
+"""Who calls a black-box reward: threads (cheap, for rewards that wait or leave the interpreter) or processes (for
+rewards that compute in Python, crash or hang: a process can be stopped, a thread cannot).
+
+A worker takes one call at a time and answers with scores, a ``Failed`` or ``TimeoutError``. A process worker is a
+spawned interpreter that is killed when a call takes too long, when the pool closes and, by a watch of its own, when
+the process that started it is gone.
+"""
+
+import io
+import multiprocessing
+import multiprocessing.connection
+import os
+import pickle
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import FunctionType
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from girsanov.errors import GirsanovError
+from girsanov.rewards.function import load_object
+from girsanov.types import Prompts
+
+Call = Callable[[Tensor, Prompts], Tensor]
+"""``call(x [n, *D] on the host, prompts) -> scores [n]``."""
+
+START_SECONDS = 300.0  # to start an interpreter and to import the reward
+USER_MODULE = "girsanov_user_"  # what load_object calls the modules it makes
+MAX_LOST_THREADS = 16  # calls that never came back, after which the pool refuses to start more
+
+
+class Failed(Exception):
+    """A call that ended in an error: the name of its type and its message."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind, self.message = kind, message
+
+
+class Worker(Protocol):
+    """Takes one call at a time."""
+
+    def run(self, x: Tensor, prompts: Prompts, timeout: float | None) -> Tensor:
+        """Scores [n]; raises Failed or TimeoutError."""
+        ...
+
+    def interrupt(self) -> None:
+        """From another thread: ends the call at hand, if it can be ended, and refuses further ones."""
+        ...
+
+    def close(self) -> None:
+        """Frees what the worker holds; called by the thread that runs it."""
+        ...
+
+
+class Workers(Protocol):
+    """Makes the workers of a pool."""
+
+    @property
+    def count(self) -> int: ...
+    def start(self, call: Call) -> Worker: ...
+
+
+@dataclass(frozen=True)
+class Threads:
+    """Threads of this process. A call that hangs is left behind: it cannot be stopped.
+
+    Attributes:
+        count: calls at a time.
+    """
+
+    count: int = 2
+
+    def start(self, call: Call) -> Worker:
+        """A new worker."""
+        return ThreadWorker(call)
+
+
+@dataclass(frozen=True)
+class Processes:
+    """Processes of their own. The reward travels to them once, by pickle, so it must be a module-level function or
+    class, or a function loaded from a file; start them under ``if __name__ == "__main__":`` in a script.
+
+    Attributes:
+        count: calls at a time.
+        threads: torch threads of each.
+    """
+
+    count: int = 2
+    threads: int = 1
+
+    def start(self, call: Call) -> Worker:
+        """A new worker; its process starts at the first call."""
+        return ProcessWorker(call, self.threads)
+
+
+class ThreadWorker:
+    """Calls in a fresh daemon thread, which never keeps the interpreter from ending."""
+
+    def __init__(self, call: Call) -> None:
+        self.call = call
+        self.lost: list[threading.Thread] = []
+
+    def run(self, x: Tensor, prompts: Prompts, timeout: float | None) -> Tensor:
+        """Scores [n]; raises Failed or TimeoutError."""
+        self.lost = [t for t in self.lost if t.is_alive()]
+        if len(self.lost) >= MAX_LOST_THREADS:
+            raise Failed("TimeoutError", f"{len(self.lost)} calls never came back, and a thread cannot be stopped")
+        answers: list[Any] = []
+        thread = threading.Thread(target=lambda: answers.append(_answer(self.call, x, prompts)), daemon=True)
+        thread.start()
+        thread.join(timeout)
+        if not answers:
+            self.lost.append(thread)
+            raise TimeoutError
+        return _open(*answers[0])
+
+    def interrupt(self) -> None:
+        """A thread cannot be ended."""
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+def _answer(call: Call, x: Tensor, prompts: Prompts) -> tuple[str | None, Any]:
+    """(None, scores), or the kind of an error ("" for one that is a sentence already) and its message."""
+    try:
+        with torch.no_grad():
+            return None, call(x, prompts)
+    except BaseException as error:  # noqa: BLE001 (also SystemExit of somebody's function)
+        kind = "" if isinstance(error, GirsanovError) else type(error).__name__
+        return kind, " ".join(str(error).split()) or "no message"
+
+
+def _open(kind: str | None, value: Any) -> Tensor:
+    if kind is None:
+        return value
+    raise GirsanovError(value) if kind == "" else Failed(kind, value)
+
+
+class ProcessWorker:
+    """Calls in a spawned process, started when needed and again after it was killed or died."""
+
+    def __init__(self, call: Call, threads: int) -> None:
+        self.call, self.threads = call, threads
+        self.process: Any = None
+        self.pipe: Any = None
+        self.closed = False
+        self.lock = threading.Lock()
+
+    def run(self, x: Tensor, prompts: Prompts, timeout: float | None) -> Tensor:
+        """Scores [n]; raises Failed or TimeoutError."""
+        place = "starting: in a script, begin the run under if __name__ == '__main__':"
+        try:
+            if self.process is None or not self.process.is_alive():
+                self._start()
+                self._receive(START_SECONDS)
+            place = "a call"
+            self.pipe.send_bytes(pickle.dumps((x, prompts)))
+            return self._receive(timeout)
+        except TimeoutError:
+            self.close()
+            raise
+        except (EOFError, OSError):
+            self.process.join(5)
+            code = self.process.exitcode
+            self.close()
+            raise Failed("SystemExit", f"its process ended (exit code {code}) during {place}") from None
+
+    def _start(self) -> None:
+        self.close()
+        spawn = multiprocessing.get_context("spawn")
+        parcel = pack(self.call)
+        with self.lock:
+            if self.closed:
+                raise Failed("RuntimeError", "the pool is closed")
+            self.pipe, other = spawn.Pipe()
+            self.process = spawn.Process(target=serve, args=(other, parcel, self.threads), daemon=True)
+            self.process.start()
+            other.close()
+
+    def _receive(self, timeout: float | None) -> Tensor:
+        if not self.pipe.poll(timeout):
+            raise TimeoutError
+        return _open(*pickle.loads(self.pipe.recv_bytes()))
+
+    def interrupt(self) -> None:
+        """Kills the process: the call it is at ends in Failed, and none starts after."""
+        with self.lock:
+            self.closed = True
+            if self.process is not None:
+                self.process.kill()
+
+    def close(self) -> None:
+        """Ends the process and waits until it is gone."""
+        with self.lock:
+            process, pipe = self.process, self.pipe
+            self.process = self.pipe = None
+        if process is not None:
+            process.kill()
+            process.join()
+            process.close()
+            pipe.close()
+
+
+class _Pickler(pickle.Pickler):
+    """Sends what was loaded from a user's file as the place of that file: it cannot be imported by name."""
+
+    def reducer_override(self, value: Any) -> Any:
+        module = getattr(value, "__module__", None)
+        if isinstance(value, type | FunctionType) and isinstance(module, str) and module.startswith(USER_MODULE):
+            return from_file, (module, sys.modules[module].__file__, value.__qualname__)
+        return NotImplemented
+
+
+def from_file(module: str, path: str, name: str) -> Any:
+    """The object ``name`` of the user's file, which is run at the first of them only."""
+    loaded = sys.modules.get(module)
+    return load_object(f"{path}:{name}") if loaded is None else getattr(loaded, name)
+
+
+def pack(call: Call) -> bytes:
+    """The call as bytes that ``pickle.loads`` of another process understands. Raises GirsanovError if it cannot be."""
+    out = io.BytesIO()
+    try:
+        _Pickler(out).dump(call)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise GirsanovError(
+            f"the reward cannot travel to another process ({error}): write it at the top level of a file, or use "
+            "Threads()"
+        ) from error
+    return out.getvalue()
+
+
+def serve(pipe: Any, parcel: bytes, threads: int) -> None:
+    """What a process worker runs: answers calls until the pipe closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt is the starting process's to handle
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+    torch.set_num_threads(threads)
+    try:
+        call = pickle.loads(parcel)
+    except BaseException as error:  # noqa: BLE001
+        pipe.send_bytes(pickle.dumps((type(error).__name__, f"{error} (while it was loaded in its process)")))
+        return
+    pipe.send_bytes(pickle.dumps((None, None)))
+    while True:
+        try:
+            x, prompts = pickle.loads(pipe.recv_bytes())
+        except EOFError:
+            return
+        pipe.send_bytes(pickle.dumps(_answer(call, x, prompts)))
+
+
+def _end_with(sentinel: int) -> None:
+    multiprocessing.connection.wait([sentinel])
+    os._exit(1)

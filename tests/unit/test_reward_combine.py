@@ -1,0 +1,112 @@
+"""Sums of rewards: the weighted sum, its gradient, the columns that advantages read."""
+
+import pytest
+import torch
+
+from girsanov.errors import GirsanovError
+from girsanov.problems.rewards import LinearReward, QuadraticReward
+from girsanov.rewards.base import Reward
+from girsanov.rewards.combine import WeightedSum, total
+from girsanov.rewards.function import FunctionReward
+from girsanov.rewards.pool import PooledReward, drop
+from girsanov.rewards.scores import names, submit, weights
+from girsanov.types import Cond, Prompts
+
+N = torch.arange(6)
+ASK = Prompts(Cond({}, N), N, N // 2, tuple(range(6)))
+LINEAR = LinearReward(torch.tensor([1.0, -2.0]))
+SQUARE = QuadraticReward(torch.eye(2), torch.zeros(2))
+
+
+def x():
+    return torch.randn(6, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+def count(images, meta):
+    return [m % 3 for m in meta]
+
+
+def test_the_sum_and_its_gradient():
+    both = WeightedSum({"linear": LINEAR, "square": SQUARE}, {"linear": 2.0, "square": -0.5})
+    assert both.differentiable
+    y = x().requires_grad_(True)
+    r = both(y, ASK)
+    torch.testing.assert_close(r, 2.0 * (y[:, 0] - 2 * y[:, 1]) + 0.25 * y.square().sum(1))
+    (gradient,) = torch.autograd.grad(r.sum(), y)
+    torch.testing.assert_close(gradient, torch.tensor([2.0, -4.0], dtype=torch.float64) + 0.5 * y.detach())
+
+
+def test_one_part_without_a_gradient_takes_the_gradient_from_the_sum():
+    black_box = FunctionReward(count, differentiable=False)
+    assert not WeightedSum({"linear": LINEAR, "count": black_box}).differentiable
+
+
+def test_the_columns_of_a_sum_with_parts_in_the_background_and_sums_inside():
+    inner = WeightedSum({"linear": LINEAR, "square": SQUARE}, {"linear": 1.0, "square": 3.0})
+    with PooledReward(count) as pooled:
+        outer = WeightedSum({"taste": inner, "count": pooled}, {"taste": 0.5, "count": 2.0})
+        scores = submit(outer, x(), ASK).result()
+        assert outer.names == names(outer) == ("taste/linear", "taste/square", "count")
+        assert weights(outer).tolist() == [0.5, 1.5, 2.0]
+        expected = torch.stack([LINEAR(x()), SQUARE(x()), torch.tensor([0, 1, 2, 0, 1, 2.0], dtype=torch.float64)], 1)
+        torch.testing.assert_close(scores, expected)
+        torch.testing.assert_close(outer(x(), ASK), total(scores, outer.weights))
+        torch.testing.assert_close(outer(x(), ASK), 0.5 * inner(x(), ASK) + 2.0 * pooled(x(), ASK))
+
+
+def test_a_single_reward_is_one_column_of_weight_one():
+    scores = submit(LINEAR, x(), ASK).result()
+    assert torch.equal(scores, LINEAR(x())[:, None])
+    assert weights(LINEAR).tolist() == [1.0] and names(LINEAR) == (LINEAR.name,)
+
+
+def test_a_dropped_part_drops_the_sample():
+    def fails(images, meta):
+        return [float("nan") if m == 4 else 0.0 for m in meta]
+
+    with PooledReward(fails, on_failure=drop) as pooled:
+        r = WeightedSum({"linear": LINEAR, "fails": pooled})(x(), ASK)
+    assert r.isnan().tolist() == [False] * 4 + [True, False]
+
+
+class Late(Reward):
+    name = "late"
+
+    def __init__(self, order):
+        self.order = order
+
+    def __call__(self, x, prompts):
+        self.order.append("here")
+        return x.sum(1)
+
+
+class Background(Late):
+    def submit(self, x, prompts):
+        self.order.append("background")
+        return submit(LINEAR, x, prompts)
+
+
+def test_what_scores_in_the_background_starts_first():
+    order = []
+    WeightedSum({"a": Late(order), "b": Background(order)})(x(), ASK)
+    assert order == ["background", "here"]
+
+
+@pytest.mark.parametrize(
+    "wrong, sentence",
+    [
+        (lambda: WeightedSum({}), "a sum of rewards needs at least one reward"),
+        (
+            lambda: WeightedSum({"a": LINEAR, "b": SQUARE}, {"a": 1.0, "c": 1.0}),
+            "the weights are for a, c and the rewards are a, b: give one weight a reward",
+        ),
+        (
+            lambda: WeightedSum({"a": LINEAR}, {"a": float("inf")}),
+            "the weights of a sum of rewards must be finite numbers",
+        ),
+    ],
+)
+def test_a_wrong_sum_gives_one_sentence(wrong, sentence):
+    with pytest.raises(GirsanovError) as error:
+        wrong()
+    assert str(error.value) == sentence
