@@ -10,9 +10,11 @@ alpha``. One step with x_0 and eps frozen, ``h = s - t < 0``:
 
 .. math:: A = \alpha + h \dot\alpha, \qquad B = \sigma + h (\dot\sigma + \frac{q}{2\sigma}), \qquad std = \sqrt{q |h|}
 
-Where alpha = 0 (rectified flow and cosine at t = 1) g is infinite, and the alpha of the next grid time stands in for
-it. Nearby, ``g^2 h`` stays of order one however small h is: on those processes the first steps carry an error in the
-variance that only fades as ``h^(2 eta^2)``. GDDIM integrates that part exactly.
+Where alpha = 0 (rectified flow and cosine at t = 1) g is infinite. There, and wherever a step starts with less than a
+quarter of the signal it ends with (a grid from t = 0.999), the alpha of the next grid time stands in for it: any rate q
+keeps the marginals, so this costs no bias in the limit. Nearby, ``g^2 h`` stays of order one however small h is: on
+those processes the first steps carry an error in the variance that only fades as ``h^(2 eta^2)``. GDDIM integrates that
+part exactly.
 
 Reference: Song et al. 2021, arXiv:2011.13456, Eq. 6 and appendix D (reverse SDE, probability flow).
 """
@@ -35,9 +37,9 @@ def euler_maruyama(process: Process, step: Step, rate: Tensor) -> tuple[Tensor, 
 
 
 def finite_g2(process: Process, step: Step) -> Tensor:
-    """``g^2 = 2 sigma W / alpha`` at the start of a step, with the alpha of its end where alpha = 0."""
+    """``g^2 = 2 sigma W / alpha`` at the start of a step; alpha at its end where that is over four times as large."""
     now, after = process(step.t), process(step.s)
-    return 2 * now.sigma * now.wronskian / torch.where(now.alpha > 0, now.alpha, after.alpha)
+    return 2 * now.sigma * now.wronskian / torch.where(4 * now.alpha >= after.alpha, now.alpha, after.alpha)
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,9 @@ Euler-Maruyama on the marginal-preserving SDE of rectified flow with ``sigma_t =
 .. math:: mean = x (1 + \frac{\sigma_t^2}{2 t} h) + v (1 + \frac{\sigma_t^2 (1 - t)}{2 t}) h, \qquad
           std = \sigma_t \sqrt{-h}
 
-with ``1 - t`` replaced by ``1 - s`` at t = 1. Since ``g^2 = 2 t / (1 - t)``, the paper's level is ``a = sqrt(2) eta``:
-this is ``EulerMaruyama(a / sqrt(2))`` on a rectified flow, kept under its published name and unit.
+with ``1 - t`` replaced by ``1 - s`` at t = 1 (and just below it, see ``euler_maruyama``). Since ``g^2 = 2 t / (1 -
+t)``, the paper's level is ``a = sqrt(2) eta``: this is ``EulerMaruyama(a / sqrt(2))`` on a rectified flow, kept under
+its published name and unit.
 
 Reference: Liu et al. 2025, arXiv:2505.05470 (its public code for the rule at t = 1).
 """
