@@ -46,6 +46,19 @@ def deployment_factor(eta: float, eta_deploy: float) -> float:
     return (e + d) * (1 + e) / (2 * e * (1 + d))
 
 
+def transition(law: Gaussian, eta: float, c: Schedule) -> tuple[Tensor, Tensor]:
+    """``(k, S)``, [..., d, d], with ``X_end | x_t ~ N(m + k (x_t - alpha m), S)`` under the untuned eta-sampler.
+
+    Any eta >= 0; the probability flow (eta = 0) has ``S = 0``.
+    """
+    e, lam, basis = eta**2, law.eigenvalues[0], law.eigenvectors[0]
+    alpha, sigma = c.alpha.unsqueeze(-1), c.sigma.unsqueeze(-1)
+    ratio = lam / (alpha**2 * lam + sigma**2)
+    values = alpha**e * ratio ** ((1 + e) / 2), lam * (1 - (alpha**2 * ratio) ** e)
+    k, S = (torch.einsum("ij,...j,kj->...ik", basis, v, basis) for v in values)
+    return k, S
+
+
 @dataclass(frozen=True)
 class OptimalControl:
     """Value and control of the eta-sampler on Gaussian data with a quadratic reward.
@@ -69,18 +82,9 @@ class OptimalControl:
         if not self.eta > 0:
             raise GirsanovError("path-KL control needs noise: give eta > 0 (ODE-AM is solved in problems.proximal)")
 
-    def _power(self, values: Tensor) -> Tensor:
-        """The matrix with the law's eigenvectors and eigenvalues [..., d]."""
-        basis = self.law.eigenvectors[0]
-        return torch.einsum("ij,...j,kj->...ik", basis, values, basis)
-
     def transition(self, c: Schedule) -> tuple[Tensor, Tensor]:
-        """``(k, S)``, [..., d, d], with ``X_end | x_t ~ N(m + k (x_t - alpha m), S)`` under the untuned sampler."""
-        e, lam = self.eta**2, self.law.eigenvalues[0]
-        alpha, sigma = c.alpha.unsqueeze(-1), c.sigma.unsqueeze(-1)
-        ratio = lam / (alpha**2 * lam + sigma**2)
-        slope = alpha**e * ratio ** ((1 + e) / 2)
-        return self._power(slope), self._power(lam * (1 - (alpha**2 * ratio) ** e))
+        """``transition`` of the law under the untuned sampler, [..., d, d] each."""
+        return transition(self.law, self.eta, c)
 
     def _parts(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """``M [B, d], S [B, d, d], k [B, d, d]`` at the states."""
@@ -127,34 +131,37 @@ class OptimalControl:
     def deployed_law(self, start: Gaussian, rho: float, eta_deploy: float, factor: float = 1.0) -> Gaussian:
         """End law of the eta'-sampler with score ``s + factor * Delta s``, started from ``y ~ start`` at ratio rho.
 
-        The moments in ``y = x / alpha`` obey linear differential equations in ``u = log rho``, integrated to 1e-12 and
-        stopped where rho^2 is 1e-18 of the smallest variance.
+        The moments of ``(C + rho^2)^{-1/2} (y - m)``, which the untuned sampler keeps at 0 and 1, obey linear
+        differential equations in ``u = log rho``, integrated to 1e-12 and stopped where rho^2 is 1e-18 of the smallest
+        variance. A start at pure noise (alpha = 0) is a large rho, up to 1e150.
         """
         d, e = self.law.d, eta_deploy**2
         m, lam, basis = self.law.mean.numpy(), self.law.eigenvalues[0].numpy(), self.law.eigenvectors[0].numpy()
         A, b, mine = self.reward.A.numpy(), self.reward.b.numpy(), self.eta**2
+        strength = (1 + e) * factor * 2 * mine / (1 + mine) / self.beta
 
-        def score(r2: float) -> tuple[np.ndarray, np.ndarray]:
-            """Slope and value at m of the steered score in y."""
-            w = lam / (lam + r2)
-            k, S = basis * w ** ((1 + mine) / 2) @ basis.T, basis * (lam * (1 - w**mine)) @ basis.T
-            lever = k @ np.linalg.inv(np.eye(d) + A @ S / self.beta) * (2 * mine / (1 + mine) / self.beta * factor)
-            return -(basis / (lam + r2)) @ basis.T - lever @ A @ k, lever @ (b - A @ m)
+        def turn(values: np.ndarray) -> np.ndarray:
+            return basis * values @ basis.T
 
         def field(u: float, z: np.ndarray) -> np.ndarray:
             r2 = np.exp(2 * u)
-            slope, bias = score(r2)
+            w = lam / (lam + r2)
+            noise = r2 / (lam + r2)
+            # M = m + seen x and the pull of the control, rho^2 (C + rho^2)^{-1/2} k^T (I + A S / beta)^{-1} (b - A M).
+            seen, S = turn(lam**0.5 * w ** (mine / 2)), turn(lam * (1 - w**mine))
+            lever = strength * turn(lam**0.5 * noise * w ** (mine / 2)) @ np.linalg.inv(np.eye(d) + A @ S / self.beta)
             mean, cov = z[:d], z[d:].reshape(d, d)
-            pull = -(1 + e) * r2 * slope
-            return np.concatenate(
-                [pull @ (mean - m) - (1 + e) * r2 * bias, (pull @ cov + cov @ pull.T - 2 * e * r2 * np.eye(d)).ravel()]
-            )
+            pull = e * turn(noise) + lever @ A @ seen
+            spread = pull @ cov + cov @ pull.T - 2 * e * turn(noise)
+            return np.concatenate([pull @ mean - lever @ (b - A @ m), spread.ravel()])
 
-        z0 = np.concatenate([start.mean.numpy(), start.cov.numpy().ravel()])
+        white = turn((lam + rho**2) ** -0.5)
+        z0 = np.concatenate([white @ (start.mean.numpy() - m), (white @ start.cov.numpy() @ white).ravel()])
         span = (np.log(rho), 0.5 * np.log(1e-18 * lam.min()))
         z = solve_ivp(field, span, z0, method="DOP853", rtol=1e-12, atol=1e-13).y[:, -1]
-        cov = torch.from_numpy(z[d:].reshape(d, d).copy())
-        return Gaussian(torch.from_numpy(z[:d].copy()), 0.5 * (cov + cov.mT))
+        root = turn(lam**0.5)
+        cov = torch.from_numpy(root @ z[d:].reshape(d, d) @ root)
+        return Gaussian(torch.from_numpy(m + root @ z[:d]), 0.5 * (cov + cov.mT))
 
 
 def mixture_value(law: Mixture, reward: QuadraticReward, beta: float, process: Process, x: Tensor, t: Tensor) -> Tensor:

@@ -7,9 +7,10 @@ Q x / 2``:
 * path KL (max ``E r - beta sum |delta|^2 / (2 std^2)``): ``delta = (std^2 / beta) grad V(F x + c + delta)``, that is
   ``(I + std^2 Q / beta) delta = (std^2 / beta) (q - Q (F x + c))``, and V of the step's start is the maximum.
 * per-step KL: a policy gradient whose advantage is the terminal reward, with a KL penalty of its own at each step,
-never sees the
-  KL that later steps pay. ``E[A grad log pi] = beta grad KL`` at each state gives the same delta, but with ``W(x) = E[r
-  | x]`` under the tuned chain instead of V: it controls more, because W does not subtract the price.
+  never sees the KL of other steps. ``E[A grad log pi] = beta grad KL`` at each state gives the same delta, but with
+  ``W(x) = E[r | x]`` under the tuned chain instead of V. The later steps of that chain pull towards the reward by
+  themselves, so W is flatter than V, which also counts the price they are spared: the limit is steered less. For a
+  linear reward the two have the same gradient and the limits are one.
 * lean adjoint: adjoint matching regresses ``delta`` on ``(std^2 / beta) E[Pi^T grad r(x_end) | x_t]``, Pi the product
 of the *reference*
   Jacobians F of the later steps, under the tuned chain. By the envelope theorem ``grad V(x_s) = E[Pi^T grad r]`` at the

@@ -17,7 +17,6 @@ Reference: textbook (exponential tilting); Uehara et al. 2024, arXiv:2402.16359,
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -37,7 +36,7 @@ class QuadraticReward(Reward):
     """
 
     name = "quadratic"
-    differentiable: ClassVar[bool] = True
+    differentiable = True
 
     def __init__(self, A: Array, b: Array) -> None:
         matrix, vector = torch.atleast_2d(as_array(A)), torch.atleast_1d(as_array(b))
