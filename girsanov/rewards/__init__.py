@@ -1,0 +1,39 @@
+"""Rewards: scores of decoded samples. ``REWARDS`` lists the built-in ones, a file and a function name bring another."""
+
+import difflib
+
+from girsanov.errors import GirsanovError
+from girsanov.rewards.base import Reward as Reward
+from girsanov.rewards.function import FunctionReward as FunctionReward
+from girsanov.rewards.function import as_reward as as_reward
+from girsanov.rewards.function import load_object as load_object
+from girsanov.rewards.layout import Slanted as Slanted
+from girsanov.rewards.layout import Symmetric as Symmetric
+from girsanov.rewards.strokes import Bold as Bold
+from girsanov.rewards.strokes import Ink as Ink
+from girsanov.rewards.strokes import Thin as Thin
+
+REWARDS: dict[str, type[Reward]] = {
+    "bold": Bold,
+    "thin": Thin,
+    "ink": Ink,
+    "symmetric": Symmetric,
+    "slanted": Slanted,
+}
+"""Every built-in reward by name."""
+
+
+def load_reward(spec: str) -> Reward:
+    """A built-in reward by its name, or the user's own as ``my_file.py:fn``.
+
+    The user's object is a function ``fn(images, prompts) -> scores``, a Reward, or a Reward class without arguments.
+
+    Raises GirsanovError on an unknown name, a missing or failing file, or an object that is no reward.
+    """
+    if ":" in spec or spec.endswith(".py"):
+        return as_reward(load_object(spec), spec.rpartition(":")[2])
+    if spec not in REWARDS:
+        near = difflib.get_close_matches(spec, REWARDS, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise GirsanovError(f"unknown reward {spec!r}: {hint}choose {', '.join(REWARDS)}, or your own as my_file.py:fn")
+    return REWARDS[spec]()

@@ -1,7 +1,6 @@
 """What a reward is: a score of each decoded sample, larger is better."""
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
 
 from torch import Tensor
 
@@ -12,12 +11,13 @@ class Reward(ABC):
     """Scores of samples.
 
     Attributes:
-        name: what messages and reports call it.
-        differentiable: whether gradients flow from the scores to the samples.
+        name: what messages and reports call it. differentiable: whether gradients flow from the scores to the samples;
+        a fact of the class, or of the object where
+            it depends on what the object is made of.
     """
 
     name: str = "reward"
-    differentiable: ClassVar[bool] = False
+    differentiable: bool = False
 
     @abstractmethod
     def __call__(self, x: Tensor, prompts: Prompts) -> Tensor:
