@@ -117,4 +117,4 @@ def as_reward(value: Any, name: str | None = None) -> Reward:
         return value
     if callable(value):
         return FunctionReward(value, name)
-    raise GirsanovError(f"a reward is a function fn(images, prompts) -> scores, but this is of type {type(value).__name__}")
+    raise GirsanovError(f"a reward is a function fn(images, prompts) -> scores, not a {type(value).__name__}")

@@ -192,7 +192,7 @@ def test_rewards_are_found_by_name_or_in_a_file(tmp_path: Path) -> None:
         ("{}/mine.py", "'{}/mine.py' does not name an object in a file: write it as my_file.py:name"),
         ("{}/none.py:fn", "there is no file {}/none.py: give its path from the current folder, as my_file.py:name"),
         ("{}/mine.py:gn", "{}/mine.py has no 'gn': it has fn"),
-        ("{}/mine.py:number", "a reward is a function fn(images, prompts) -> scores, but this is of type int"),
+        ("{}/mine.py:number", "a reward is a function fn(images, prompts) -> scores, not a int"),
         (
             "{}/bad.py:fn",
             "{}/bad.py could not be imported, mend it first: ZeroDivisionError: division by zero (line 2)",
