@@ -8,7 +8,7 @@ the number of steps. The chunks of a batch sum to the mean loss of its samples.
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,9 @@ from girsanov.models import ModelLike
 from girsanov.noise import Noise
 from girsanov.policy import Policy
 from girsanov.types import Batch, Prompts
+
+Data = Literal["prompts", "pairs", "labels"]
+"""What ``collect`` takes: requests to sample, pairs of a preferred and another sample, or labelled samples."""
 
 State = dict[str, Any]
 """What a method moves (window position, running statistics): tensors, numbers, strings, lists; saved in every
@@ -65,7 +68,12 @@ class Chunk:
 class Method(ABC):
     """A way to tune a policy. A subclass is a frozen dataclass of its parts (sampler, grid, reward, ...) and checks
     at construction that they fit together.
+
+    Attributes:
+        data: what ``collect`` takes.
     """
+
+    data: ClassVar[Data] = "prompts"
 
     def setup(self, policy: Policy) -> State:
         """The method's moving state at iteration 0; starts moving copies of the policy if it needs them."""

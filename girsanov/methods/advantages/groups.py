@@ -1,0 +1,71 @@
+"""Which samples belong together: scatter reductions over groups, ranks within a group, and prompts as group numbers."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from hashlib import blake2b
+
+import torch
+from torch import Tensor
+
+from girsanov.types import Prompts
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Which of N samples belong together.
+
+    Attributes:
+        keys: the distinct group numbers, sorted, [G].
+        index: position in ``keys`` of each sample's group, [N].
+        count: samples of each group, [G].
+    """
+
+    keys: Tensor
+    index: Tensor
+    count: Tensor
+
+    @classmethod
+    def of(cls, group: Tensor) -> "Groups":
+        """From the group numbers [N]."""
+        return cls(*torch.unique(group, return_inverse=True, return_counts=True))
+
+    def mean(self, x: Tensor) -> Tensor:
+        """Group means of x [N, R], given back to every sample: [N, R]."""
+        total = x.new_zeros(len(self.keys), x.shape[1]).index_add_(0, self.index, x)
+        return (total / self.count.unsqueeze(1))[self.index]
+
+    def varied(self, x: Tensor) -> Tensor:
+        """Whether a sample's group holds different values, to the bit: bool [N, R]."""
+        first = x.new_zeros(len(self.keys), x.shape[1])
+        first[self.index] = x  # any member of the group
+        differs = (x != first[self.index]).to(torch.int32)
+        return (differs.new_zeros(first.shape).index_add_(0, self.index, differs) > 0)[self.index]
+
+
+def leave_one_out(x: Tensor, groups: Groups) -> Tensor:
+    """``x`` minus the mean of the other members of its group, [N, R]; x itself in a group of one."""
+    n = groups.count[groups.index].unsqueeze(1)
+    return torch.where(n > 1, (x - groups.mean(x)) * (n / (n - 1).clamp_min(1)), x)
+
+
+def rank_in_group(index: Tensor, order: Tensor | None = None) -> Tensor:
+    """The place of each sample within its group, from 0: by ``order`` [N], or by arrival."""
+    first = torch.arange(len(index), device=index.device) if order is None else torch.argsort(order, stable=True)
+    by_group = first[torch.argsort(index[first], stable=True)]
+    count = torch.bincount(index)
+    start = torch.repeat_interleave(count.cumsum(0) - count, count)
+    rank = torch.empty_like(by_group)
+    rank[by_group] = torch.arange(len(index), device=index.device) - start
+    return rank
+
+
+def prompt_keys(prompts: Prompts) -> Tensor:
+    """A number for the prompt of each sample that is the same in every iteration and process, int64 [B].
+
+    A hash of ``meta`` (of its "text", if it is a mapping); without ``meta`` the group numbers themselves.
+    """
+    if not prompts.meta:
+        return prompts.group
+    texts = [repr(m.get("text", m) if isinstance(m, Mapping) else m) for m in prompts.meta]
+    number = {t: int.from_bytes(blake2b(t.encode(), digest_size=8).digest(), "big") >> 1 for t in set(texts)}
+    return torch.tensor([number[t] for t in texts], dtype=torch.int64)

@@ -1,0 +1,33 @@
+"""From rewards to the signal of a batch: scores, their weighted sum, advantages and the mask, in one place."""
+
+from torch import Tensor
+
+from girsanov.methods.advantages.base import Advantage
+from girsanov.methods.advantages.groups import prompt_keys
+from girsanov.methods.base import State, Turn
+from girsanov.rewards.base import Reward
+from girsanov.rewards.scores import Pending, weights
+from girsanov.types import Prompts
+
+
+def judge(
+    reward: Reward, pending: Pending, advantage: Advantage, prompts: Prompts, state: State, turn: Turn
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Waits for the scores: total reward [B] (NaN where a sample was dropped), advantage [B] and mask [B]."""
+    scores = pending.result().detach().to(turn.device)
+    w = weights(reward).to(scores.device)
+    group = prompt_keys(prompts) if advantage.by_prompt else prompts.group
+    a, mask = advantage(scores, group, state, turn, w)
+    return scores.to(w.dtype) @ w, a, mask
+
+
+def reward_metrics(reward: Tensor, mask: Tensor) -> dict[str, Tensor | float]:
+    """Mean and spread of the rewards [B] that arrived, and the share of samples without a signal."""
+    kept = reward.double()[reward.isfinite()]
+    dropped = 1.0 - len(kept) / len(reward)
+    found: dict[str, Tensor | float] = {"zero_variance": (~mask).double().mean()}
+    if dropped:
+        found["dropped"] = dropped
+    if len(kept):
+        found |= {"reward": kept.mean(), "reward_std": kept.std(correction=0)}
+    return found

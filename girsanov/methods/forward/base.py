@@ -1,0 +1,146 @@
+r"""What forward-process methods share: sample with any solver, score, re-noise the samples, and regress.
+
+For samples x_0 of the behaviour policy and draws ``x_t = alpha x_0 + sigma eps``, the target velocity is ``u = d_alpha
+x_0 + d_sigma eps``. One identity is behind all of them: with A the (centred) reward,
+
+.. math:: E[A\, (u - v)\,|\,x_t] = Cov(A, u\,|\,x_t)
+
+is the direction in which the velocity improves the reward (``v^* - v_ref = Cov(r, u | x_t) / beta + O(beta^{-2})`` for
+the tilted law, exact for a linear reward on Gaussian data). Members differ in anchor, step length and the treatment of
+bad samples: each gives ``loss``, one number a sample and draw. All arithmetic is in the dtype of the samples.
+"""
+
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from girsanov.grids import Grid
+from girsanov.methods.advantages.base import Advantage, GroupNormalised
+from girsanov.methods.advantages.robust import Clipped
+from girsanov.methods.advantages.scoring import judge, reward_metrics
+from girsanov.methods.base import Chunk, Method, State, Turn
+from girsanov.methods.forward.times import Times, UniformTimes
+from girsanov.models import velocity
+from girsanov.policy import Policy
+from girsanov.predictions import combine
+from girsanov.processes import Process
+from girsanov.rewards.base import Reward
+from girsanov.rewards.scores import submit
+from girsanov.rollout import rollout
+from girsanov.samplers.base import Sampler
+from girsanov.samplers.heun import Heun
+from girsanov.types import Batch, Cond, Prompts
+
+WALK, RENOISE = 2, 3  # noise streams: the sampler's steps, the draws
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Every sample once, noised.
+
+    Attributes:
+        x: noised samples, [B, *D].
+        t: their times, float64 [B].
+        target: u, [B, *D].
+        lever: ``sigma / W``: the error of x_0 per error of the velocity, float64 [B].
+    """
+
+    x: Tensor
+    t: Tensor
+    target: Tensor
+    lever: Tensor
+
+    @classmethod
+    def of(cls, process: Process, x0: Tensor, t: Tensor, eps: Tensor) -> "Draw":
+        """Samples x0 [B, *D] noised with eps [B, *D] to the times t [B]."""
+        c = process(t)
+        return cls(combine(x0, eps, c.alpha, c.sigma), t, combine(x0, eps, c.d_alpha, c.d_sigma), c.sigma / c.wronskian)
+
+    def take(self, index: Tensor) -> "Draw":
+        """The chosen samples."""
+        return Draw(self.x[index], self.t[index], self.target[index], self.lever[index])
+
+
+@dataclass(frozen=True)
+class ForwardBatch(Batch):
+    """Rewards [B], advantages [B], which samples carry a signal (bool [B]), conditions, and the draws."""
+
+    reward: Tensor
+    advantage: Tensor
+    mask: Tensor
+    cond: Cond
+    draws: tuple[Draw, ...]
+
+    def metrics(self) -> dict[str, Tensor | float]:
+        """Mean and spread of the reward, and the share of samples without a signal."""
+        return reward_metrics(self.reward, self.mask)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForwardMethod(Method):
+    """Regression on re-noised samples.
+
+    Attributes:
+        reward: any score; no gradient is asked of it.
+        sampler: any solver.
+        grid: times of the rollout.
+        advantage: rewards to advantages.
+        times: at which times samples are re-noised.
+        draws: how often each sample is re-noised.
+    """
+
+    reward: Reward
+    sampler: Sampler = Heun()
+    grid: Grid = field(default_factory=lambda: Grid.uniform(10))
+    advantage: Advantage = Clipped(GroupNormalised(), 5.0)
+    times: Times = UniformTimes()
+    draws: int = 4
+
+    @property
+    def behaviour(self) -> str:
+        """The view that samples."""
+        return "current"
+
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        """The views whose velocities the loss reads as constants."""
+        return ()
+
+    def before(self, policy: Policy, state: State, turn: Turn) -> None:
+        """What moves before a batch is collected."""
+
+    @abstractmethod
+    def loss(
+        self, v: Tensor, frozen: Mapping[str, Tensor], draw: Draw, batch: ForwardBatch
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss [B] of velocities v [B, *D] at a draw, given those of the frozen views, and what to log."""
+
+    def collect(self, policy: Policy, prompts: Prompts, state: State, turn: Turn) -> Batch:
+        """One rollout, its rewards, and the draws."""
+        self.before(policy, state, turn)
+        model = policy.view(self.behaviour, "rollout")
+        with torch.no_grad():
+            x_T = model.process.prior(turn.noise(prompts.ids).normal(policy.model.shape, policy.dtype))
+            noise = turn.noise(prompts.ids, WALK) if self.sampler.stochastic else None
+            x0 = rollout(model, self.sampler, self.grid, x_T, prompts.cond, noise=noise, keep=()).x0
+        pending = submit(self.reward, model.decode(x0), prompts)
+        source, draws = turn.noise(prompts.ids, RENOISE), list[Draw]()
+        for k in range(self.draws):
+            t = self.times(source.uniform(), k, self.draws, self.grid)
+            draws.append(Draw.of(model.process, x0, t, source(x0)))
+        reward, advantage, mask = judge(self.reward, pending, self.advantage, prompts, state, turn)
+        return ForwardBatch(reward, advantage.to(x0.dtype), mask, prompts.cond, tuple(draws))
+
+    def losses(self, policy: Policy, batch: Batch, state: State) -> Iterator[Chunk]:
+        """One chunk a draw; samples without a signal add nothing."""
+        assert isinstance(batch, ForwardBatch)
+        for draw in batch.draws:
+            with torch.no_grad():
+                views = {name: policy.view(name, "train") for name in self.frozen}
+                frozen = {n: velocity(view, draw.x, draw.t, batch.cond) for n, view in views.items()}
+            v = velocity(policy.view("current", "train"), draw.x, draw.t, batch.cond)
+            loss, metrics = self.loss(v, frozen, draw, batch)
+            yield Chunk(torch.where(batch.mask, loss, torch.zeros_like(loss)).mean() / len(batch.draws), metrics)

@@ -1,0 +1,28 @@
+"""Policy gradients on the sampler's Gaussian transitions, and the parts they are composed of, by name."""
+
+from girsanov.methods.policy_gradient.clipped import ClippedPG as ClippedPG
+from girsanov.methods.policy_gradient.credit import (
+    NoiseLevel,
+    PerTime,
+    PlainRatio,
+    ProportionalCredit,
+    Ratio,
+    RatioNorm,
+    StepLength,
+    StepWeight,
+    Uniform,
+)
+from girsanov.methods.policy_gradient.penalty import PathKL, Penalty, PerStepKL
+from girsanov.methods.policy_gradient.schedules import SamplerSchedule, Unchanged
+from girsanov.methods.policy_gradient.steps import AllSteps, RandomSteps, Steps, WindowSteps
+
+RATIOS: dict[str, type[Ratio]] = {"plain": PlainRatio, "ratio-norm": RatioNorm, "proportional": ProportionalCredit}
+WEIGHTS: dict[str, type[StepWeight]] = {
+    "uniform": Uniform,
+    "per-time": PerTime,
+    "step-length": StepLength,
+    "noise-level": NoiseLevel,
+}
+PENALTIES: dict[str, type[Penalty]] = {"per-step": PerStepKL, "path": PathKL}
+STEPS: dict[str, type[Steps]] = {"all": AllSteps, "random": RandomSteps, "window": WindowSteps}
+SCHEDULES: dict[str, type[SamplerSchedule]] = {"unchanged": Unchanged}

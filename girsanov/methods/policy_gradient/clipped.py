@@ -1,0 +1,150 @@
+r"""Clipped policy gradient on the sampler's Gaussian transitions: the DDPO / Flow-GRPO family as one composition.
+
+.. math:: L = \frac1K \sum_{k=1}^K w_k\, \Big\{ E[\ell(\log\rho_k, A_k)] + \beta u_k\, E[KL(\pi(\cdot|x_k) \,\|\,
+    \pi_{ref}(\cdot|x_k))] \Big\}, \qquad
+    \log\rho_k = \log\frac{\pi(x_{k+1}|x_k)}{\pi_{old}(x_{k+1}|x_k)}
+
+over the K trained steps that have a density, with ``pi = sampler.kernel(model, ...)``, ell the surrogate, w the step
+weight, u the penalty's own. Log-ratio and KL are added up over the data dimensions alike (``surrogate.reduce``), so
+beta is the same for the sum and the mean. At ``rho = 1`` the gradient is that of
+
+.. math:: J = c\, E[r] - \beta\, KL, \qquad c = \partial A / \partial r
+
+so the policy settles where ``beta_eff = beta / c`` would put it without normalisation: with the group's std s and G
+samples a prompt ``beta_eff = beta (s + eps) G / (G - 1)`` (``advantages.py`` lists c). A std that shrinks as the policy
+sharpens lowers ``beta_eff`` with it. Which KL is meant, and which law it leads to, is the penalty's choice.
+
+The ratio is 1 to the bit at the first update: with one update a batch ``pi_old`` is pi itself, detached; with several,
+``anchor`` scores each micro-batch before the first of them. What separates the sampler's kernel from the trainer's
+(another batch shape, lower precision, other guidance) is logged as ``sampler_gap``; ``correct`` multiplies the
+advantage by that likelihood ratio, truncated.
+
+References: Black et al. 2023, arXiv:2305.13301; Liu et al. 2025, arXiv:2505.05470; Fan et al. 2023, arXiv:2305.16381.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from girsanov.errors import GirsanovError
+from girsanov.grids import Grid
+from girsanov.methods.advantages.base import Advantage, GroupNormalised
+from girsanov.methods.advantages.robust import Clipped
+from girsanov.methods.advantages.scoring import judge
+from girsanov.methods.base import Chunk, Method, State, Turn
+from girsanov.methods.policy_gradient.batch import PathBatch, Scored
+from girsanov.methods.policy_gradient.credit import PlainRatio, Ratio, StepWeight, Uniform
+from girsanov.methods.policy_gradient.penalty import Penalty
+from girsanov.methods.policy_gradient.schedules import SamplerSchedule, Unchanged
+from girsanov.methods.policy_gradient.steps import AllSteps, Steps
+from girsanov.policy import Policy
+from girsanov.rewards.base import Reward
+from girsanov.rewards.scores import submit
+from girsanov.rollout import rollout
+from girsanov.samplers.base import Sampler
+from girsanov.samplers.gddim import GDDIM
+from girsanov.surrogates import Clip, Surrogate, ratio_of
+from girsanov.types import Batch, Kernel, Prompts
+
+START, WALK = 0, 2  # noise streams: the first state, the steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClippedPG(Method):
+    """Policy gradient through the density of the sampler's steps.
+
+    Attributes:
+        reward: any score; no gradient is asked of it.
+        sampler: stochastic and single-step.
+        grid: times of the rollout.
+        advantage: rewards to advantages.
+        surrogate: clip, hinge, trust region or none of them.
+        kl: penalty towards the reference, or None.
+        ratio: rescaling of the log-ratio.
+        weight: factor of a step's loss.
+        steps: which of the steps that have noise are trained.
+        schedule: how the sampler changes over training (a moving window, say).
+        same_start: the samples of a group start from the same noise.
+        correct: cap of the sampler-to-trainer likelihood ratio that the advantage is multiplied by; None leaves it out.
+    """
+
+    reward: Reward
+    sampler: Sampler = GDDIM(1.0)
+    grid: Grid = field(default_factory=lambda: Grid.uniform(20))
+    advantage: Advantage = Clipped(GroupNormalised(), 5.0)
+    surrogate: Surrogate = Clip()
+    kl: Penalty | None = None
+    ratio: Ratio = PlainRatio()
+    weight: StepWeight = Uniform()
+    steps: Steps = AllSteps()
+    schedule: SamplerSchedule = Unchanged()
+    same_start: bool = False
+    correct: float | None = None
+
+    def __post_init__(self) -> None:
+        sampler = self.schedule.at(self.sampler, Turn(0, 0))
+        if not sampler.stochastic or not sampler.single_step:
+            raise GirsanovError(
+                f"a policy gradient needs steps that have a density and {type(sampler).__name__} has none: use a "
+                "stochastic single-step sampler, for example GDDIM(eta=1.0), or Mixed(GDDIM(1.0), DPMSolverPP2M())"
+            )
+
+    def collect(self, policy: Policy, prompts: Prompts, state: State, turn: Turn) -> Batch:
+        """One stochastic rollout, its advantages, and the reference's means if there is a penalty."""
+        sampler, model = self.schedule.at(self.sampler, turn), policy.view("current", "rollout")
+        key = prompts.group if self.same_start else prompts.ids
+        with torch.no_grad():
+            x_T = model.process.prior(turn.noise(key, START).normal(policy.model.shape, policy.dtype))
+            path = rollout(model, sampler, self.grid, x_T, prompts.cond, noise=turn.noise(prompts.ids, WALK))
+        if not path.trainable:
+            raise GirsanovError(
+                f"no step of the grid draws noise under {type(sampler).__name__}, so there is nothing to train: take "
+                "more steps (the last step to t = 0 is noiseless)"
+            )
+        pending = submit(self.reward, model.decode(path.x0), prompts)
+        parts = [Scored(tr, sampler) for tr in path.trainable]
+        if self.kl is not None:  # a slow reward is at work meanwhile
+            parts = [part.with_reference(policy.view("reference", "train"), prompts.cond) for part in parts]
+        reward, advantage, mask = judge(self.reward, pending, self.advantage, prompts, state, turn)
+        parts = [dataclasses.replace(part, advantage=advantage) for part in parts]
+        if self.kl is not None:
+            parts = self.kl.charge(parts, prompts.group, turn)
+        return PathBatch(reward, mask, prompts.cond, tuple(parts[k] for k in self.steps(len(parts), turn)))
+
+    @torch.no_grad()
+    def anchor(self, policy: Policy, batch: Batch, state: State) -> Batch:
+        """The micro-batch with the old means, from the passes that the first update will repeat."""
+        assert isinstance(batch, PathBatch)
+        model = policy.view("current", "train")
+        return batch.with_old([p.kernel(model, batch.cond).mean for p in batch.parts])
+
+    def losses(self, policy: Policy, batch: Batch, state: State) -> Iterator[Chunk]:
+        """One chunk a trained step: memory does not grow with their number."""
+        assert isinstance(batch, PathBatch)
+        for part in batch.parts:
+            loss, metrics = self._step(part.kernel(policy.view("current", "train"), batch.cond), part, batch.mask)
+            yield Chunk(loss / len(batch.parts), metrics)
+
+    def _step(self, kernel: Kernel, part: Scored, mask: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of one step, and what to log of it."""
+        tr, reduce = part.tr, self.surrogate.reduce
+        old = kernel.mean.detach() if part.old is None else part.old
+        needed = self.surrogate.needs_divergence or self.ratio.needs_divergence
+        divergence = kernel.kl(old, reduce).unsqueeze(1) if needed else None
+        log_ratio = kernel.log_ratio(old, tr.x_s, reduce)
+        seen = self.ratio(log_ratio, None if divergence is None else divergence.squeeze(1), kernel, tr.step)
+        with torch.no_grad():
+            gap = dataclasses.replace(part.sampled, mean=old).log_ratio(tr.mean, tr.x_s)
+            rho = ratio_of(seen)
+            trust = 1.0 if self.correct is None else ratio_of(gap).clamp(max=self.correct)
+        assert part.advantage is not None
+        term, silent = self.surrogate(seen.unsqueeze(1), part.advantage * trust, mask, divergence)
+        loss, metrics = term.mean(), {"ratio": rho.mean(), "ratio_min": rho.min(), "ratio_max": rho.max()}
+        metrics |= {"clip_fraction": silent, "sampler_gap": gap.abs().mean()}
+        if self.kl is not None and part.reference is not None:
+            price, kl = self.kl.cost(kernel, tr.step, part.reference, reduce)
+            loss, metrics["kl"] = loss + (price * mask).mean(), kl.detach().mean()
+        return loss * self.weight(kernel, tr.step).to(loss), metrics

@@ -1,0 +1,65 @@
+"""Which of a sampler's steps are trained in an iteration.
+
+References: Xue et al. 2025, arXiv:2505.07818 (a random share); Liu et al. 2025, arXiv:2505.05470 (a window).
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+
+from girsanov.errors import GirsanovError
+from girsanov.methods.base import Turn
+from girsanov.noise import generator
+
+STEP_STREAM = 7101  # keeps the choice of steps apart from other noise
+
+
+class Steps(ABC):
+    """Which of the K steps that have a density are trained in an iteration."""
+
+    @abstractmethod
+    def __call__(self, k: int, turn: Turn) -> list[int]:
+        """Indices of 0 .. K - 1, noisiest first, the same on every process."""
+
+
+@dataclass(frozen=True)
+class AllSteps(Steps):
+    """All of them."""
+
+    def __call__(self, k: int, turn: Turn) -> list[int]:
+        """``0 .. K - 1``."""
+        return list(range(k))
+
+
+@dataclass(frozen=True)
+class RandomSteps(Steps):
+    """A random share of them, drawn anew each iteration (DanceGRPO: 0.6)."""
+
+    share: float = 0.6
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share <= 1:
+            raise GirsanovError(f"the share of trained steps must lie in (0, 1], not {self.share}")
+
+    def __call__(self, k: int, turn: Turn) -> list[int]:
+        """``max(1, floor(share K))`` of them."""
+        order = torch.randperm(k, generator=generator((turn.seed, STEP_STREAM, turn.index)))
+        return sorted(order[: max(1, int(self.share * k))].tolist())
+
+
+@dataclass(frozen=True)
+class WindowSteps(Steps):
+    """The steps ``start .. start + length - 1`` of those that have a density."""
+
+    start: int = 0
+    length: int = 2
+
+    def __call__(self, k: int, turn: Turn) -> list[int]:
+        """The window. Raises GirsanovError if it leaves ``0 .. K - 1``."""
+        if self.start < 0 or self.length < 1 or self.start + self.length > k:
+            raise GirsanovError(
+                f"the window of trained steps {self.start} .. {self.start + self.length - 1} leaves the {k} steps that "
+                "have noise: move it, shorten it, or take more steps"
+            )
+        return list(range(self.start, self.start + self.length))

@@ -1,0 +1,82 @@
+r"""The coefficient B(t) of Diffusion-DPO's logit, ``-(B/2) [(e_w - e_l) - (e_w - e_l)_{ref}]``.
+
+What it does to the optimum, on data ``N(m, s^2 I)`` with Bradley-Terry labels of the reward ``a^T x``: with shared
+noise and time the reference's error differs between the two images by ``k alpha (x_w - x_l)``, ``k = sigma / (alpha^2
+s^2 + sigma^2)``. A shift ``eps_theta = eps_ref + delta`` has the logit ``-B k alpha delta^T (x_w - x_l)``, so
+``delta = -a / (B k alpha)`` gives the true odds of every pair: the minimum of the loss over all functions. In the mean
+of the law it is, at time t, a shift by
+
+.. math:: \frac{a}{B k^2 \alpha^2}
+
+which depends on t: a network tuned with a constant B is the denoiser of no single law. The law tilted with
+``r / beta`` needs the shift ``a s^2 / beta`` at every t,
+
+.. math:: B(t) = \frac{\beta}{k^2 \alpha^2 s^2}
+
+for errors of eps, summed over d. An error of another prediction ``p`` is ``eps_hat - eps = c_p (p_hat - p)``, so its
+coefficient is ``c_p^2 B(t)``. B grows without bound at both ends of time, where one image says nothing about the
+other's reward; ``cap`` bounds it.
+
+References: Wallace et al. 2023, arXiv:2311.12908, Eq. 14 (constant); the tilt weight is derived here.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from girsanov.errors import GirsanovError
+from girsanov.predictions import Prediction, affine_map, row
+from girsanov.processes import Schedule
+
+
+class PairWeight(ABC):
+    """A coefficient per pair."""
+
+    @abstractmethod
+    def __call__(self, c: Schedule, prediction: Prediction, d: int) -> Tensor:
+        """B for squared errors summed over d dimensions, float64 of the shape of the schedule."""
+
+
+@dataclass(frozen=True)
+class ConstantWeight(PairWeight):
+    """As published: ``beta`` times the *mean* squared error of the prediction, at every time.
+
+    Published beta: 5000 (SDXL), 2000 (SD1.5); 2000 for velocity errors of flow models.
+    """
+
+    beta: float = 2000.0
+
+    def __post_init__(self) -> None:
+        if not self.beta > 0:
+            raise GirsanovError(f"beta of a preference loss must be positive, not {self.beta}")
+
+    def __call__(self, c: Schedule, prediction: Prediction, d: int) -> Tensor:
+        """``beta / d``."""
+        return torch.full_like(c.alpha, self.beta / d)
+
+
+@dataclass(frozen=True)
+class TiltWeight(PairWeight):
+    """``beta / (k alpha s)^2``: the weight whose optimum on Gaussian data is the tilted law.
+
+    Attributes:
+        beta: of the tilt, for labels of temperature 1 (for temperature T the optimum is tilted with beta T).
+        std: s, the standard deviation of the data, per dimension.
+        cap: upper bound of B.
+    """
+
+    beta: float = 1.0
+    std: float = 1.0
+    cap: float = 1e6
+
+    def __post_init__(self) -> None:
+        if not (self.beta > 0 and self.std > 0 and self.cap > 0):
+            raise GirsanovError(f"beta, std and cap must be positive, not {self.beta}, {self.std} and {self.cap}")
+
+    def __call__(self, c: Schedule, prediction: Prediction, d: int) -> Tensor:
+        """``c_p^2 beta / (k alpha s)^2``, at most ``cap``."""
+        k = c.sigma / (c.alpha**2 * self.std**2 + c.sigma**2)
+        lever = affine_map(c, prediction, *row(c, "eps"))[1]
+        return (lever**2 * self.beta / (k * c.alpha * self.std) ** 2).clamp(max=self.cap)
