@@ -1,9 +1,17 @@
 """Methods, one file each in its family's folder; ``METHODS`` lists them by name and the law tests run over it."""
 
+from girsanov.methods.adjoint.matching import AdjointMatching as AdjointMatching
 from girsanov.methods.adjoint.ode import ODEAdjointMatching as ODEAdjointMatching
 from girsanov.methods.base import Method as Method
+from girsanov.methods.forward.nft import DiffusionNFT as DiffusionNFT
+from girsanov.methods.policy_gradient.clipped import ClippedPG as ClippedPG
+from girsanov.methods.preference.diffusion_dpo import DiffusionDPO as DiffusionDPO
 
 METHODS: dict[str, type[Method]] = {
+    "am": AdjointMatching,
     "ode-am": ODEAdjointMatching,
+    "clipped-pg": ClippedPG,
+    "nft": DiffusionNFT,
+    "diffusion-dpo": DiffusionDPO,
 }
 """Every method by name."""

@@ -8,15 +8,12 @@ A member says where the points come from, what ``u*`` is there and how a point i
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from girsanov.errors import GirsanovError
 from girsanov.methods.base import Chunk
-from girsanov.models import ModelLike, velocity
+from girsanov.models import velocity
 from girsanov.policy import Policy
-from girsanov.rewards.base import Reward
-from girsanov.types import Batch, Cond, Prompts
+from girsanov.types import Batch, Cond
 
 
 @dataclass(frozen=True)
@@ -29,6 +26,7 @@ class Target:
         reference: velocity of the reference at x, [B, *D].
         control: ``u*``, [B, *D].
         weight: factor of this point's squared error.
+        limit: where a sample's error ``w |.|^2`` (summed over d) is clipped; None is nowhere.
     """
 
     x: Tensor
@@ -36,10 +34,11 @@ class Target:
     reference: Tensor
     control: Tensor
     weight: float = 1.0
+    limit: float | None = None
 
     def take(self, index: Tensor) -> "Target":
         """The chosen samples."""
-        return Target(self.x[index], self.t, self.reference[index], self.control[index], self.weight)
+        return Target(self.x[index], self.t, self.reference[index], self.control[index], self.weight, self.limit)
 
 
 @dataclass(frozen=True)
@@ -51,49 +50,25 @@ class AdjointBatch(Batch):
     targets: tuple[Target, ...]
 
 
-def regression(policy: Policy, batch: AdjointBatch, clip: float | None = None) -> Iterator[Chunk]:
-    """One chunk a target. ``clip`` drops the samples whose weighted squared error (summed over d) exceeds it."""
+def regression(policy: Policy, batch: AdjointBatch) -> Iterator[Chunk]:
+    """One chunk a target; a clipped sample adds a constant to the loss and nothing to its gradient.
+
+    Metrics: root mean square of the learned control and of its target, per dimension.
+    """
     n = len(batch.targets)
     for target in batch.targets:
-        v = velocity(policy.view("current", "train"), target.x, target.t, batch.cond)
-        control = v - target.reference
+        control = velocity(policy.view("current", "train"), target.x, target.t, batch.cond) - target.reference
         error = target.weight * (control - target.control).square().flatten(1).sum(1)
-        kept = error if clip is None else error.clamp_max(clip)  # a clamped term has no gradient
-        size = control.detach().square().flatten(1).mean(1).sqrt().mean()
-        metrics = {"control": size, "target": target.control.square().flatten(1).mean(1).sqrt().mean()}
-        if clip is not None:
-            metrics["clipped"] = (error.detach() > clip).double().mean()
-        yield Chunk(kept.mean() / (n * v[0].numel()), metrics)
+        metrics = {"control": size(control.detach()), "target": size(target.control)}
+        if target.limit is not None:
+            metrics["clipped"] = (error.detach() > target.limit).double().mean()
+            error = error.clamp_max(target.limit)
+        yield Chunk(error.mean() / (n * control[0].numel()), metrics)
 
 
-def reward_gradient(reward: Reward, model: ModelLike, x0: Tensor, prompts: Prompts) -> tuple[Tensor, Tensor]:
-    """``r(decode(x0))`` [B] and its gradient in x0 [B, *D]; one VJP of reward and decoder.
-
-    Raises GirsanovError if the reward does not depend differentiably on the sample, or its gradient is not finite.
-    """
-    with torch.enable_grad():
-        x = x0.detach().requires_grad_(True)
-        r = reward(model.decode(x), prompts)
-        if not r.requires_grad:
-            raise GirsanovError(
-                f"the reward {reward.name!r} gives no gradient, and an adjoint method needs one: use a "
-                "policy-gradient or forward-process method (clipped-pg, nft), or write the reward in differentiable torch operations"
-            )
-        (gradient,) = torch.autograd.grad(r.sum(), x)
-    if not bool(gradient.isfinite().all()):
-        raise GirsanovError(
-            f"the gradient of the reward {reward.name!r} is not finite: clamp what it divides by or takes the log of"
-        )
-    return r.detach(), gradient
-
-
-def require_gradient(reward: Reward, method: str) -> None:
-    """Refuses a reward that declares itself not differentiable."""
-    if not reward.differentiable:
-        raise GirsanovError(
-            f"{method} needs a differentiable reward and {reward.name!r} is not one: use a policy-gradient or "
-            "forward-process method (clipped-pg, nft)"
-        )
+def size(u: Tensor) -> Tensor:
+    """Root mean square over the data dimensions, averaged over samples: shape []."""
+    return u.flatten(1).square().mean(1).sqrt().mean()
 
 
 def guided_alike(policy: Policy) -> bool:

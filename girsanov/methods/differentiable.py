@@ -1,0 +1,58 @@
+"""Rewards for methods that differentiate them: what is checked at construction, and what is checked of each value."""
+
+import torch
+from torch import Tensor
+
+from girsanov.errors import GirsanovError
+from girsanov.models import ModelLike
+from girsanov.rewards.base import Reward
+from girsanov.types import Prompts
+
+INSTEAD = "a policy-gradient or forward-process method (clipped-pg, nft)"
+
+
+def require_gradient(reward: Reward, method: str) -> None:
+    """Refuses a reward that declares itself not differentiable."""
+    if not reward.differentiable:
+        raise GirsanovError(
+            f"{method} needs a differentiable reward and {reward.name!r} is not one: use {INSTEAD}, or write the "
+            "reward in differentiable torch operations"
+        )
+
+
+def scores(reward: Reward, model: ModelLike, x0: Tensor, prompts: Prompts) -> Tensor:
+    """``r(decode(x0))`` [B] with its graph.
+
+    Raises GirsanovError if the scores have another shape, are not finite, or do not depend differentiably on x0.
+    """
+    r = reward(model.decode(x0), prompts)
+    if r.shape != x0.shape[:1]:
+        raise GirsanovError(
+            f"the reward {reward.name!r} must return one score a sample, [{len(x0)}], not {list(r.shape)}"
+        )
+    if not r.requires_grad:
+        raise GirsanovError(
+            f"the reward {reward.name!r} gives no gradient, and this method differentiates it: use {INSTEAD}, or write "
+            "the reward in differentiable torch operations"
+        )
+    if not bool(r.isfinite().all()):
+        raise GirsanovError(
+            f"the reward {reward.name!r} returned NaN or infinity: clamp what it divides by or takes the log of"
+        )
+    return r
+
+
+def reward_gradient(reward: Reward, model: ModelLike, x0: Tensor, prompts: Prompts) -> tuple[Tensor, Tensor]:
+    """``r(decode(x0))`` [B] and its gradient in x0 [B, *D]; one VJP of reward and decoder.
+
+    Raises GirsanovError as ``scores`` does, and if the gradient is not finite.
+    """
+    with torch.enable_grad():
+        x = x0.detach().requires_grad_(True)
+        r = scores(reward, model, x, prompts)
+        (gradient,) = torch.autograd.grad(r.sum(), x)
+    if not bool(gradient.isfinite().all()):
+        raise GirsanovError(
+            f"the gradient of the reward {reward.name!r} is not finite: clamp what it divides by or takes the log of"
+        )
+    return r.detach(), gradient
