@@ -28,6 +28,7 @@ from girsanov.nets.precondition import Preconditioned, coefficients, time_of_clo
 from girsanov.noise import generator
 from girsanov.predictions import Prediction, row, scale
 from girsanov.processes import Process
+from girsanov.settings import Count, Decay, Natural, NonNegative, Positive, settings
 from girsanov.types import Cond
 
 
@@ -69,7 +70,7 @@ class Dataset:
         return Dataset(self.x0.to(device, dtype), None if self.cond is None else self.cond.to(device))
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class PretrainConfig:
     """Settings of pretraining.
 
@@ -82,22 +83,14 @@ class PretrainConfig:
         seed: of data order, times, noise and dropout.
     """
 
-    iterations: int = 1000
-    batch: int = 256
-    lr: float = 2e-3
-    weight_decay: float = 0.0
-    clip: float = 1.0
-    ema: float = 0.995
-    dropout: float = 0.1
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.iterations < 1 or self.batch < 1:
-            raise GirsanovError("pretraining needs at least one iteration and one sample a batch")
-        if not (self.lr > 0 and self.clip > 0 and self.weight_decay >= 0):
-            raise GirsanovError("pretraining needs lr > 0, clip > 0 and weight_decay >= 0")
-        if not (0 <= self.ema < 1 and 0 <= self.dropout < 1):
-            raise GirsanovError("ema and dropout lie in [0, 1)")
+    iterations: Count = 1000
+    batch: Count = 256
+    lr: Positive = 2e-3
+    weight_decay: NonNegative = 0.0
+    clip: Positive = 1.0
+    ema: Decay = 0.995
+    dropout: Decay = 0.1
+    seed: Natural = 0
 
     def lr_at(self, i: int) -> float:
         """The learning rate of step i."""

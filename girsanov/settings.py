@@ -12,6 +12,7 @@ from typing import Annotated, Any, TypeVar, dataclass_transform
 
 from pydantic import ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass as pydantic_dataclass
+from pydantic_core import ArgsKwargs
 
 from girsanov.errors import GirsanovError
 
@@ -38,7 +39,7 @@ def settings(cls: type[C]) -> type[C]:
             init(self, **values)
         except ValidationError as error:
             known = [f.name for f in dataclasses.fields(type(self))]
-            found = [f"{cls.__name__}.{place} {what}" for place, what in sentences(error, known)]
+            found = [f"{cls.__name__}.{place} {what}" if place else what for place, what in sentences(error, known)]
             raise GirsanovError("; ".join(found)) from None
 
     made.__init__ = checked  # type: ignore[method-assign]
@@ -54,6 +55,8 @@ def sentences(error: ValidationError, known: Iterable[str] = ()) -> list[tuple[s
             found.append((place, unknown(str(e["loc"][-1]), known)))
         elif e["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
             found.append((place, "is missing"))
+        elif isinstance(e["input"], ArgsKwargs):  # raised by __post_init__, of how the fields fit together
+            found.append((place, complaint(e)))
         else:
             found.append((place, f"{complaint(e)}, not {show(e['input'])}"))
     return found

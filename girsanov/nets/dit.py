@@ -12,18 +12,17 @@ the identity on tokens and its prediction at zero.
 Reference: Peebles & Xie 2023, arXiv:2212.09748, section 3.2 (adaLN-zero).
 """
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from girsanov.errors import GirsanovError
-from girsanov.nets.embed import Embedding, NetConfig, modulate, zeroed
+from girsanov.nets.embed import Embedding, Even, NetConfig, modulate, zeroed
+from girsanov.settings import Count, settings
 from girsanov.types import Cond
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class DiTConfig(NetConfig):
     """Sizes of a DiT.
 
@@ -35,25 +34,20 @@ class DiTConfig(NetConfig):
         expand: hidden size of the MLP over the width.
     """
 
-    patch: int = 2
-    width: int = 96
-    blocks: int = 3
-    heads: int = 4
-    expand: int = 2
+    patch: Count = 2
+    width: Even = 96
+    blocks: Count = 3
+    heads: Count = 4
+    expand: Count = 2
 
-    def _check(self) -> None:
-        for name in ("patch", "blocks", "heads", "expand"):
-            self._at_least(name, 1)
-        self._even("width")
+    def __post_init__(self) -> None:
         if len(self.shape) != 3 or self.shape[1] % self.patch or self.shape[2] % self.patch:
             raise GirsanovError(
                 f"a DiT works on images [C, H, W] whose sides are multiples of its patch of {self.patch}, not on "
                 f"{list(self.shape)}"
             )
-        if self.width % (2 * self.heads):
-            raise GirsanovError(
-                f"the width of a DiT must be a multiple of twice its heads: {self.width} and {self.heads}"
-            )
+        if self.width % self.heads:
+            raise GirsanovError(f"the width of a DiT must be a multiple of its heads: {self.width} and {self.heads}")
 
     def _net(self) -> nn.Module:
         return DiT(self)

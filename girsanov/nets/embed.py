@@ -13,18 +13,23 @@ class).
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from girsanov.errors import GirsanovError
+from girsanov.settings import Count, Natural, settings
 from girsanov.types import Cond
 
 MAX_FREQUENCY = 1000.0
 
+Even = Annotated[int, Field(ge=4, multiple_of=2)]
+"""Size of an embedding: half cosines, half sines."""
 
-@dataclass(frozen=True, kw_only=True)
+
+@settings
 class NetConfig(ABC):
     """What every network of this folder is built from.
 
@@ -34,31 +39,9 @@ class NetConfig(ABC):
         vector: length of the condition vector, 0 for none.
     """
 
-    shape: tuple[int, ...]
-    classes: int = 0
-    vector: int = 0
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "shape", tuple(self.shape))
-        if not self.shape or any(not isinstance(n, int) or n < 1 for n in self.shape):
-            raise GirsanovError(f"the shape of a network's data is a list of positive integers, not {list(self.shape)}")
-        self._at_least("classes", 0)
-        self._at_least("vector", 0)
-        self._check()
-
-    def _at_least(self, name: str, least: int) -> None:
-        value = getattr(self, name)
-        if not isinstance(value, int) or value < least:
-            raise GirsanovError(f"{type(self).__name__}.{name} must be an integer of at least {least}, not {value!r}")
-
-    def _even(self, name: str) -> None:
-        self._at_least(name, 4)
-        if getattr(self, name) % 2:
-            raise GirsanovError(f"{type(self).__name__}.{name} must be even, not {getattr(self, name)}")
-
-    @abstractmethod
-    def _check(self) -> None:
-        """Raises GirsanovError on sizes that do not fit together."""
+    shape: Annotated[tuple[Count, ...], Field(min_length=1)]
+    classes: Natural = 0
+    vector: Natural = 0
 
     @abstractmethod
     def _net(self) -> nn.Module:

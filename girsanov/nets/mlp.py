@@ -9,16 +9,16 @@ Reference: Perez et al. 2018, arXiv:1709.07871 (FiLM).
 """
 
 import math
-from dataclasses import dataclass
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from girsanov.nets.embed import Embedding, NetConfig, modulate, zeroed
+from girsanov.nets.embed import Embedding, Even, NetConfig, modulate, zeroed
+from girsanov.settings import Count, Natural, settings
 from girsanov.types import Cond
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class MLPConfig(NetConfig):
     """Sizes of a residual MLP.
 
@@ -28,14 +28,9 @@ class MLPConfig(NetConfig):
         embed: size of the embedding of time and condition, even.
     """
 
-    width: int = 256
-    blocks: int = 3
-    embed: int = 128
-
-    def _check(self) -> None:
-        self._at_least("width", 1)
-        self._at_least("blocks", 0)
-        self._even("embed")
+    width: Count = 256
+    blocks: Natural = 3
+    embed: Even = 128
 
     def _net(self) -> nn.Module:
         return MLP(self)

@@ -13,18 +13,20 @@ References: Ronneberger et al. 2015, arXiv:1505.04597; Ho et al. 2020, arXiv:200
 arXiv:2102.09672 (scale and shift inside the block).
 """
 
-from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 from girsanov.errors import GirsanovError
-from girsanov.nets.embed import Embedding, NetConfig, modulate, zeroed
+from girsanov.nets.embed import Embedding, Even, NetConfig, modulate, zeroed
+from girsanov.settings import Count, settings
 from girsanov.types import Cond
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class UNetConfig(NetConfig):
     """Sizes of a UNet.
 
@@ -36,20 +38,15 @@ class UNetConfig(NetConfig):
         embed: size of the embedding of time and condition, even.
     """
 
-    channels: tuple[int, ...] = (32, 64)
-    blocks: int = 1
-    groups: int = 8
-    heads: int = 4
-    embed: int = 128
+    channels: Annotated[tuple[Count, ...], Field(min_length=1)] = (32, 64)
+    blocks: Count = 1
+    groups: Count = 8
+    heads: Count = 4
+    embed: Even = 128
 
-    def _check(self) -> None:
-        object.__setattr__(self, "channels", tuple(self.channels))
-        for name in ("blocks", "groups", "heads"):
-            self._at_least(name, 1)
-        self._even("embed")
+    def __post_init__(self) -> None:
         fold = 2 ** (len(self.channels) - 1)
-        odd = not self.channels or any(n < 1 or n % self.groups for n in self.channels)
-        if odd or self.channels[-1] % self.heads:
+        if any(n % self.groups for n in self.channels) or self.channels[-1] % self.heads:
             raise GirsanovError(
                 f"the channels of a UNet must be multiples of its {self.groups} groups, and the last of its "
                 f"{self.heads} heads: {list(self.channels)}"

@@ -140,8 +140,8 @@ def test_bad_data_and_settings_are_refused() -> None:
     cases = [
         (lambda: Dataset(torch.full((4, 2), torch.nan)), "data is a finite floating tensor [N, *D]"),
         (lambda: Dataset(torch.zeros(5, 2), two_classes(labels)), "4 conditions for 5 samples"),
-        (lambda: PretrainConfig(iterations=0), "pretraining needs at least one iteration"),
-        (lambda: PretrainConfig(ema=1.0), "ema and dropout lie in [0, 1)"),
+        (lambda: PretrainConfig(iterations=0), "PretrainConfig.iterations must be greater than or equal to 1, not 0"),
+        (lambda: PretrainConfig(ema=1.0), "PretrainConfig.ema must be less than 1, not 1.0"),
     ]
     for make, start in cases:
         with pytest.raises(GirsanovError) as error:

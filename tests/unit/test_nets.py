@@ -134,9 +134,9 @@ def test_dit_patches_keep_every_pixel_in_place() -> None:
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
-        (lambda: MLPConfig(shape=()), "the shape of a network's data is a list of positive integers, not []"),
-        (lambda: MLPConfig(shape=(2,), width=0), "MLPConfig.width must be an integer of at least 1, not 0"),
-        (lambda: MLPConfig(shape=(2,), embed=9), "MLPConfig.embed must be even, not 9"),
+        (lambda: MLPConfig(shape=()), "MLPConfig.shape tuple should have at least 1 item after validation, not 0, not ()"),
+        (lambda: MLPConfig(shape=(2,), width=0), "MLPConfig.width must be greater than or equal to 1, not 0"),
+        (lambda: MLPConfig(shape=(2,), embed=9), "MLPConfig.embed must be a multiple of 2, not 9"),
         (
             lambda: DiTConfig(shape=(1, 8, 8), patch=3),
             "a DiT works on images [C, H, W] whose sides are multiples of its patch of 3, not on [1, 8, 8]",
