@@ -7,8 +7,11 @@ from girsanov.rewards.base import Reward as Reward
 from girsanov.rewards.function import FunctionReward as FunctionReward
 from girsanov.rewards.function import as_reward as as_reward
 from girsanov.rewards.function import load_object as load_object
+from girsanov.rewards.jpeg import Compressible as Compressible
+from girsanov.rewards.jpeg import Incompressible as Incompressible
 from girsanov.rewards.layout import Slanted as Slanted
 from girsanov.rewards.layout import Symmetric as Symmetric
+from girsanov.rewards.remote import RemoteReward as RemoteReward
 from girsanov.rewards.strokes import Bold as Bold
 from girsanov.rewards.strokes import Ink as Ink
 from girsanov.rewards.strokes import Thin as Thin
@@ -19,17 +22,21 @@ REWARDS: dict[str, type[Reward]] = {
     "ink": Ink,
     "symmetric": Symmetric,
     "slanted": Slanted,
+    "compressible": Compressible,
+    "incompressible": Incompressible,
 }
 """Every built-in reward by name."""
 
 
 def load_reward(spec: str) -> Reward:
-    """A built-in reward by its name, or the user's own as ``my_file.py:fn``.
+    """A built-in reward by its name, the user's own as ``my_file.py:fn``, or a server's by its ``http://`` address.
 
     The user's object is a function ``fn(images, prompts) -> scores``, a Reward, or a Reward class without arguments.
 
     Raises GirsanovError on an unknown name, a missing or failing file, or an object that is no reward.
     """
+    if spec.startswith(("http://", "https://")):
+        return RemoteReward(spec)
     if ":" in spec or spec.endswith(".py"):
         return as_reward(load_object(spec), spec.rpartition(":")[2])
     if spec not in REWARDS:
