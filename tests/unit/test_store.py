@@ -105,8 +105,8 @@ DAMAGE = {
     ),
     "other sizes": (
         lambda f: change(f, net={"kind": "mlp", "shape": [1, 4, 4], "classes": 2, "width": 9, "embed": 4}),
-        "the model in {} is damaged (Error(s) in loading state_dict for Preconditioned:): delete the folder and make it "
-        "again",
+        "the model in {} is damaged (Error(s) in loading state_dict for Preconditioned:): delete the folder and make "
+        "it again",
     ),
 }
 

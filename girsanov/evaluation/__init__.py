@@ -1,0 +1,1 @@
+"""Evaluation: quality, diversity, drift from the pretrained model, win rates and their intervals."""
