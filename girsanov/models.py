@@ -175,6 +175,11 @@ def velocity(model: ModelLike, x: Tensor, t: Tensor, cond: Cond | None = None) -
     return convert(model(x, t, cond), x, model.process(t), model.prediction, "velocity")
 
 
+def denoised(model: ModelLike, x: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
+    """The model's prediction as the denoised sample x_0, [B, *D]."""
+    return convert(model(x, t, cond), x, model.process(t), model.prediction, "x0")
+
+
 def has_velocity(model: ModelLike, t: Tensor) -> bool:
     """Whether the model fixes a finite velocity at t (a host bool)."""
     c = model.process(t)

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from girsanov.errors import GirsanovError
+
 NoiseSource = Callable[[Tensor], Tensor]
 """``noise(like [B, *D]) -> standard normal of the same shape``; each call gives the next numbers."""
 
@@ -53,3 +55,17 @@ class Noise:
         for row, g in zip(out.view(len(self.generators), -1), self.generators, strict=True):
             row.uniform_(generator=g)
         return out
+
+
+class Recorded:
+    """Noise that was drawn before, handed out in order."""
+
+    def __init__(self, draws: Sequence[Tensor]) -> None:
+        self.rest = iter(draws)
+
+    def __call__(self, like: Tensor) -> Tensor:
+        """The next one, [B, *D]. Raises GirsanovError when they are used up."""
+        draw = next(self.rest, None)
+        if draw is None:
+            raise GirsanovError("the recorded noise is used up: record one draw for every stochastic step")
+        return draw

@@ -44,6 +44,8 @@ def rollout(
     grad_from: int | None = None,
     checkpoint: bool = False,
     branch: Branch | None = None,
+    part: range | None = None,
+    state: Any = None,
 ) -> Trajectory:
     """Samples from the states x_T [B, *D] down the grid.
 
@@ -59,15 +61,18 @@ def rollout(
             leaves gradients to the caller.
         checkpoint: recompute each step's activations in the backward pass instead of storing them.
         branch: hook of tree-shaped rollouts.
+        part: the steps to run, all by default; x_T are then states at the first of them.
+        state: the solver's state before the first of them, from the ``Trajectory`` of the steps before.
 
     Raises:
         GirsanovError: stochastic sampler without noise, a step index outside the grid, a non-finite state.
     """
     _check(sampler, grid, noise, keep, grad_from)
     kept = range(len(grid)) if keep is None else frozenset(keep)
-    state = sampler.init(model, grid)
+    fresh = sampler.init(model, grid)
+    state = fresh if state is None else state
     x, parent, transitions = x_T, None, []
-    for step in grid:
+    for step in grid if part is None else map(grid.__getitem__, part):
         free = grad_from is not None and step.i < grad_from
         with torch.no_grad() if free else nullcontext():
             before = state
@@ -85,7 +90,7 @@ def rollout(
             "sampling ended in states that are not finite: the network returned NaN or infinity, so go back to an "
             "earlier checkpoint, with a lower learning rate or gradient clipping"
         )
-    return Trajectory(x, tuple(transitions), cond)
+    return Trajectory(x, tuple(transitions), cond, state)
 
 
 def _kernel(

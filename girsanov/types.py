@@ -150,11 +150,13 @@ class Trajectory:
         x0: the end states, [B, *D].
         transitions: the kept steps, noisiest first.
         cond: the conditions of the batch.
+        state: the solver's state after the last step, to go on from (multistep solvers).
     """
 
     x0: Tensor
     transitions: tuple[Transition, ...]
     cond: Cond | None
+    state: Any = None
 
     def __len__(self) -> int:
         return len(self.x0)
@@ -170,7 +172,8 @@ class Trajectory:
     def take(self, index: Tensor) -> "Trajectory":
         """The chosen samples."""
         cond = None if self.cond is None else self.cond.take(index)
-        return Trajectory(self.x0[index], tuple(tr.take(index) for tr in self.transitions), cond)
+        state = None if self.state is None else self.state.take(index)
+        return Trajectory(self.x0[index], tuple(tr.take(index) for tr in self.transitions), cond, state)
 
 
 @dataclass(frozen=True)

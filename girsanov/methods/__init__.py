@@ -3,6 +3,10 @@
 from girsanov.methods.adjoint.matching import AdjointMatching as AdjointMatching
 from girsanov.methods.adjoint.ode import ODEAdjointMatching as ODEAdjointMatching
 from girsanov.methods.base import Method as Method
+from girsanov.methods.direct.gradient import AlignProp as AlignProp
+from girsanov.methods.direct.gradient import DirectGradient as DirectGradient
+from girsanov.methods.direct.lv import DRaFTLV as DRaFTLV
+from girsanov.methods.direct.refl import ReFL as ReFL
 from girsanov.methods.forward.nft import DiffusionNFT as DiffusionNFT
 from girsanov.methods.policy_gradient.clipped import ClippedPG as ClippedPG
 from girsanov.methods.preference.diffusion_dpo import DiffusionDPO as DiffusionDPO
@@ -10,6 +14,10 @@ from girsanov.methods.preference.diffusion_dpo import DiffusionDPO as DiffusionD
 METHODS: dict[str, type[Method]] = {
     "am": AdjointMatching,
     "ode-am": ODEAdjointMatching,
+    "draft": DirectGradient,
+    "draft-lv": DRaFTLV,
+    "alignprop": AlignProp,
+    "refl": ReFL,
     "clipped-pg": ClippedPG,
     "nft": DiffusionNFT,
     "diffusion-dpo": DiffusionDPO,

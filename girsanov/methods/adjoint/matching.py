@@ -38,9 +38,9 @@ from torch import Tensor
 from girsanov.errors import GirsanovError
 from girsanov.grids import Grid
 from girsanov.methods.adjoint.base import AdjointBatch, Target, guided_alike, regression
-from girsanov.methods.adjoint.steps import AllSteps, Steps
 from girsanov.methods.base import Chunk, Method, State, Turn
 from girsanov.methods.differentiable import require_gradient, reward_gradient
+from girsanov.methods.policy_gradient.steps import AllSteps, Steps
 from girsanov.models import velocity
 from girsanov.policy import Policy
 from girsanov.predictions import add_scaled, convert
@@ -60,7 +60,7 @@ class AdjointMatching(Method):
         beta: weight of the KL; the paper's lambda is 1 / beta.
         sampler: a one-stage sampler with memoryless noise.
         grid: times of the rollout.
-        steps: which steps carry a loss.
+        steps: which of the steps that draw noise carry a loss; ``Subset()`` is the paper's choice.
         noiseless_last: take the reward's gradient at ``x + (s - t) v_ref`` of the last step instead of the sampled end.
         clip: clips a term at ``clip / beta^2`` in the paper's unit, the squared norm of the control error; 1.6 there.
         any_noise: allow noise that is not memoryless; the end point is then not the tilted law.
@@ -95,7 +95,11 @@ class AdjointMatching(Method):
 
     def collect(self, policy: Policy, prompts: Prompts, state: State, turn: Turn) -> Batch:
         """One stochastic rollout and its lean adjoint."""
-        chosen, n = self.steps.choose(len(self.grid), turn), len(self.grid)
+        n, process = len(self.grid), policy.model.process
+        noisy = [step.i for step in self.grid if bool(self.sampler.coefficients(process, step)[2] > 0)]
+        chosen = [noisy[k] for k in self.steps(len(noisy), turn)]
+        if not chosen:
+            raise GirsanovError("no step with a loss: take more steps (the last step to t = 0 may be noiseless)")
         with torch.no_grad():
             model, noise = policy.view("current", "rollout"), turn.noise(prompts.ids)
             x_T = model.process.prior(noise.normal(policy.model.shape, policy.dtype))
@@ -109,12 +113,10 @@ class AdjointMatching(Method):
                 end = add_scaled(tr.x_t, v, tr.step.h) if self.noiseless_last else end
                 reward, gradient = reward_gradient(self.reward, model, end, prompts)
                 costate = -gradient / self.beta
-            if tr.step.i in chosen and tr.stochastic:
+            if tr.step.i in chosen:
                 targets.insert(0, self.target(policy, tr, v, gain, costate, prompts.cond))
             if carry:
                 (costate,) = torch.autograd.grad(mean, x, costate)
-        if not targets:
-            raise GirsanovError("none of the chosen steps draws noise: choose more steps than the last one")
         return AdjointBatch(reward, prompts.cond, tuple(targets))
 
     def linearise(

@@ -1,40 +1,21 @@
-"""Which steps of a trajectory carry a loss."""
+"""The choice of loss steps that adjoint matching was published with."""
 
-from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
 
 from girsanov.errors import GirsanovError
 from girsanov.methods.base import Turn
+from girsanov.methods.policy_gradient.steps import STEP_STREAM, Steps
 from girsanov.noise import generator
-
-STEPS = 2  # noise stream of the choice of steps; the same on all processes
-
-
-class Steps(ABC):
-    """A choice of steps, made once an iteration and alike on every process."""
-
-    @abstractmethod
-    def choose(self, n: int, turn: Turn) -> tuple[int, ...]:
-        """The chosen indices among 0 .. n-1, rising."""
-
-
-@dataclass(frozen=True)
-class AllSteps(Steps):
-    """Every step."""
-
-    def choose(self, n: int, turn: Turn) -> tuple[int, ...]:
-        """0 .. n-1."""
-        return tuple(range(n))
 
 
 @dataclass(frozen=True)
 class Subset(Steps):
     """The last ``late`` steps, and ``early`` random ones of the others, drawn anew every iteration.
 
-    The default is that of adjoint matching for 40 steps (arXiv:2409.08861, appendix G): 10 of the first 30 and the last
-    10. A grid with fewer steps gives what it has.
+    The default is that of arXiv:2409.08861, appendix G, for 40 steps: 10 of the first 30 and the last 10. A grid with
+    fewer steps gives what it has.
     """
 
     early: int = 10
@@ -46,8 +27,8 @@ class Subset(Steps):
                 f"a subset of {self.early} early and {self.late} late steps is empty: give at least one"
             )
 
-    def choose(self, n: int, turn: Turn) -> tuple[int, ...]:
+    def __call__(self, k: int, turn: Turn) -> list[int]:
         """Keyed by (seed, iteration)."""
-        cut = max(0, n - self.late)
-        order = torch.randperm(cut, generator=generator((turn.seed, turn.index, STEPS)))[: self.early]
-        return (*sorted(order.tolist()), *range(cut, n))
+        cut = max(0, k - self.late)
+        order = torch.randperm(cut, generator=generator((turn.seed, STEP_STREAM, turn.index)))[: self.early]
+        return [*sorted(order.tolist()), *range(cut, k)]
