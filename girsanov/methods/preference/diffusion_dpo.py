@@ -13,7 +13,7 @@ Reference: Wallace et al. 2023, arXiv:2311.12908, Eq. 14 and its code.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -76,11 +76,13 @@ class DiffusionDPO(Method):
         weight: B(t).
         times: at which times pairs are noised.
         draws: how often each pair is noised.
+        grid: the times that ``GridTimes`` draws from.
     """
 
     weight: PairWeight = ConstantWeight()
     times: Times = UniformTimes()
     draws: int = 1
+    grid: Grid = field(default_factory=lambda: Grid.uniform(1000))
 
     data: ClassVar[Data] = "pairs"
 
@@ -91,7 +93,7 @@ class DiffusionDPO(Method):
         model, source, draws = policy.model, turn.noise(prompts.ids, RENOISE), list[NoisedPairs]()
         winner, loser = (x.to(policy.device, policy.dtype) for x in (prompts.chosen, prompts.rejected))
         for k in range(self.draws):
-            t = self.times(source.uniform(), k, self.draws, Grid.uniform(1000))
+            t = self.times(source.uniform(), k, self.draws, self.grid)
             eps, c = source(winner), model.process(t)
             ab = row(c, model.prediction)
             x_w, x_l = (combine(x, eps, c.alpha, c.sigma) for x in (winner, loser))
