@@ -1,15 +1,46 @@
 """Girsanov: fine-tune diffusion and flow models to rewards and preferences, as control of a stochastic process."""
 
-from girsanov.errors import GirsanovError as GirsanovError
-from girsanov.grids import Grid as Grid
-from girsanov.models import Guided as Guided
-from girsanov.models import Model as Model
-from girsanov.noise import Noise as Noise
-from girsanov.policy import Policy as Policy
-from girsanov.rollout import replay as replay
-from girsanov.rollout import resimulate as resimulate
-from girsanov.rollout import rollout as rollout
-from girsanov.types import Cond as Cond
-from girsanov.types import Prompts as Prompts
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from girsanov.errors import GirsanovError as GirsanovError
+    from girsanov.grids import Grid as Grid
+    from girsanov.models import Guided as Guided
+    from girsanov.models import Model as Model
+    from girsanov.noise import Noise as Noise
+    from girsanov.policy import Policy as Policy
+    from girsanov.rollout import replay as replay
+    from girsanov.rollout import resimulate as resimulate
+    from girsanov.rollout import rollout as rollout
+    from girsanov.types import Cond as Cond
+    from girsanov.types import Prompts as Prompts
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "GirsanovError": "girsanov.errors",
+    "Grid": "girsanov.grids",
+    "Guided": "girsanov.models",
+    "Model": "girsanov.models",
+    "Noise": "girsanov.noise",
+    "Policy": "girsanov.policy",
+    "replay": "girsanov.rollout",
+    "resimulate": "girsanov.rollout",
+    "rollout": "girsanov.rollout",
+    "Cond": "girsanov.types",
+    "Prompts": "girsanov.types",
+}
+"""Public name -> its module, imported when the name is first used: `girsanov --help` need not wait for torch."""
+
+__all__ = sorted([*_HOMES, "__version__"])  # noqa: PLE0605
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'girsanov' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

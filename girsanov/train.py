@@ -25,6 +25,7 @@ from girsanov.settings import Count, Decay, Natural, NonNegative, Positive, sett
 from girsanov.types import Batch, Prompts
 
 SHUFFLE = 1  # noise stream of the minibatch order
+FIRST = ("ratio_min", "ratio_max")  # metrics of which the first update's are kept apart
 
 
 @settings
@@ -202,8 +203,8 @@ def iterate(run: Run) -> dict[str, float]:
     if c.updates > 1:
         parts = [[method.anchor(policy, micro, run.state) for micro in part] for part in parts]
         clock.lap("anchor")
-    for _ in range(c.epochs):
-        for part in parts:
+    for epoch in range(c.epochs):
+        for i, part in enumerate(parts):
             total = sum(len(micro) for micro in part)
             for micro in part:
                 for chunk in method.losses(policy, micro, run.state):
@@ -211,6 +212,8 @@ def iterate(run: Run) -> dict[str, float]:
                     backward(run, chunk.loss * share)
                     meter.add_loss(chunk, share)
                     meter.add(chunk.metrics, share)
+                    if epoch == i == 0:  # the alarm that the ratio is 1 here looks at these
+                        meter.add({f"first/{k}": v for k, v in chunk.metrics.items() if k in FIRST}, share)
             clock.lap("loss")
             meter.add(update(run), 1.0)
             method.after_update(policy, run.state, turn)
@@ -275,12 +278,12 @@ def update(run: Run) -> dict[str, Tensor | float]:
 
 
 def check_reward(run: Run, batch: Batch) -> None:
-    """Raises GirsanovError if a sample's reward is not finite."""
-    reward = getattr(batch, "reward", None)
-    if isinstance(reward, Tensor) and not bool(reward.isfinite().all()):
-        bad = int((~reward.isfinite()).sum())
+    """Raises GirsanovError if a sample's reward is not finite, unless the method has masked the sample."""
+    reward, mask = getattr(batch, "reward", None), getattr(batch, "mask", True)
+    bad = int((~reward.isfinite() & mask).sum()) if isinstance(reward, Tensor) else 0
+    if bad:
         raise GirsanovError(
-            f"the reward of {bad} of {len(reward)} samples is not finite at iteration {run.done}: clamp what the "
+            f"the reward of {bad} of {len(batch)} samples is not finite at iteration {run.done}: clamp what the "
             "reward divides by or takes the log of; the last checkpoint is intact"
         )
 

@@ -103,9 +103,11 @@ def members(family: type) -> Mapping[str, Callable[..., Any]]:
 
 
 def family_of(annotation: Any) -> type | None:
-    """The family that a class belongs to: the abstract class with a dict, or the one that a member derives from."""
-    classes = annotation.__mro__ if isinstance(annotation, type) else ()
-    return next((c for c in classes if registry(c) is not None), None)
+    """The family that a class belongs to: the abstract class it is or derives from, one with a dict before others."""
+    abstract = [c for c in annotation.__mro__ if inspect.isabstract(c)] if isinstance(annotation, type) else []
+    if annotation is Grid:
+        return Grid
+    return next((c for c in abstract if registry(c) is not None), abstract[0] if abstract else None)
 
 
 def member(family: type, kind: str) -> Callable[..., Any]:
@@ -261,11 +263,11 @@ def call(factory: Callable[..., Any], data: Mapping[str, Any], context: Sequence
     return factory(**values)
 
 
-def make(family: type[T], part: Part[T], *context: object) -> T:
+def make(family: Callable[..., T], part: Part[T], *context: object) -> T:
     """Builds a part; what its constructor needs and the description lacks comes from ``context`` by type."""
     try:
         return construct(family, part.data, context)
     except NeedsContext as lack:
         raise GirsanovError(
-            f"{family.__name__.lower()} {part.kind!r} needs {lack}, which this recipe does not have: choose another"
+            f"{part.kind!r} needs {lack}, which this recipe does not have: choose another or give it in the settings"
         ) from None

@@ -43,7 +43,7 @@ def resolve(annotation: Any, value: Any, place: str, problems: Problems, default
     if how in ("part", "family"):
         return _resolve_part(family_of(what) or what, value, place, problems, default)
     if how == "fields":
-        return _resolve_fields(what, value, place, problems)
+        return _resolve_fields(what, value, place, problems, default=default)
     if how == "list":
         if not isinstance(value, list | tuple):
             problems.add(place, f"must be a list, not {show(value)}")
@@ -90,23 +90,27 @@ def _resolve_part(family: type, value: Any, place: str, problems: Problems, defa
     return {"kind": kind, **_resolve_fields(factory, options, place, problems, part=True)}
 
 
-def _resolve_fields(factory: Any, value: Any, place: str, problems: Problems, part: bool = False) -> Any:
+def _resolve_fields(
+    factory: Any, value: Any, place: str, problems: Problems, part: bool = False, default: Any = MISSING
+) -> Any:
     if not isinstance(value, Mapping):
         problems.add(place, f"must hold settings, not {show(value)}")
         return value
     known, before = parameters(factory), len(problems.found)
+    if isinstance(default, factory if isinstance(factory, type) else ()):
+        known = {name: (annotation, getattr(default, name)) for name, (annotation, _) in known.items()}
     for name in value:
         if name not in known:
             problems.add(f"{place}.{name}".lstrip("."), unknown(str(name), known))
     full = {}
-    for name, (annotation, default) in known.items():
+    for name, (annotation, usual) in known.items():
         inner = f"{place}.{name}".lstrip(".")
         if name in value:
-            full[name] = resolve(annotation, value[name], inner, problems, default)
-        elif shape(annotation)[0] == "part" and default is not MISSING:
-            full[name] = resolve(annotation, describe(default), inner, problems)
-        elif default is not MISSING:
-            full[name] = describe(default)
+            full[name] = resolve(annotation, value[name], inner, problems, usual)
+        elif shape(annotation)[0] == "part" and usual is not MISSING:
+            full[name] = resolve(annotation, describe(usual), inner, problems)
+        elif usual is not MISSING:
+            full[name] = describe(usual)
         elif shape(annotation)[0] not in ("family", "fields"):
             problems.add(inner, "is missing")
     if part and len(problems.found) == before:

@@ -1,0 +1,229 @@
+r"""Alarms: what a person who has seen many runs go wrong would look at, each with what to do about it.
+
+An alarm looks at the metrics of an iteration and says nothing, or a sentence. It is recorded when it begins to ring
+(not at every iteration it goes on) in ``metrics.jsonl`` and in ``run.callback_state["alarms"]``.
+
+Reward hacking: with the judge's standard errors e, an evaluation rings if
+
+.. math:: r_{now} > r_{best}, \qquad (j_{best} - j_{now}) > z \sqrt{e_{now}^2 + e_{best}^2}
+
+where "best" is the evaluation (the one before tuning included) with the best judge so far: since then the reward has
+risen and the judge has fallen by more than its noise.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from girsanov.folder import RunFolder
+from girsanov.train import Run
+
+
+class Alarm(ABC):
+    """One thing that can go wrong."""
+
+    @abstractmethod
+    def check(self, run: Run, metrics: Mapping[str, float], memory: dict[str, Any]) -> str | None:
+        """A sentence that says what is wrong and what to do, or None. ``memory`` is this alarm's own, and saved."""
+
+
+@dataclass(frozen=True)
+class RewardHacking(Alarm):
+    """The reward rises while the held-out judge falls by more than its noise.
+
+    Attributes:
+        judge: name of the judge's number in the evaluation; ``NAME_se`` is its standard error.
+        sign: 1 if a high judge is good, -1 if a low one is.
+        z: how many standard errors are noise.
+        margin: a fall up to this much never rings.
+    """
+
+    judge: str = "judge"
+    sign: float = 1.0
+    z: float = 3.0
+    margin: float = 0.0
+
+    def check(self, run: Run, metrics: Mapping[str, float], memory: dict[str, Any]) -> str | None:
+        """Compares an evaluation with the best one before it."""
+        now = {k.removeprefix("eval/"): v for k, v in metrics.items() if k.startswith("eval/")}
+        best = memory.setdefault("best", {**run.callback_state.get("baseline", {}), "iteration": 0})
+        if self.judge not in now or "reward" not in now or self.judge not in best:
+            return memory.get("ringing")
+        fall = self.sign * (best[self.judge] - now[self.judge])
+        noise = self.z * math.hypot(now.get(f"{self.judge}_se", 0.0), best.get(f"{self.judge}_se", 0.0))
+        if fall <= 0:
+            memory["best"] = {**now, "iteration": run.done}
+        rings = fall > max(noise, self.margin) and now["reward"] > best["reward"]
+        memory["ringing"] = None
+        if rings:
+            memory["ringing"] = (
+                f"reward hacking: since iteration {best['iteration']} the reward rose from {best['reward']:.4g} to "
+                f"{now['reward']:.4g} while the held-out judge fell from {best[self.judge]:.4g} to "
+                f"{now[self.judge]:.4g}, beyond its noise of {noise:.2g}: stop earlier (the best checkpoint is kept), "
+                "weigh the KL more, or mend the reward"
+            )
+        return memory["ringing"]
+
+
+@dataclass(frozen=True)
+class NotFinite(Alarm):
+    """A metric is NaN or infinite."""
+
+    def check(self, run: Run, metrics: Mapping[str, float], memory: dict[str, Any]) -> str | None:
+        """Names the metrics."""
+        bad = [name for name, value in metrics.items() if not math.isfinite(value)]
+        if not bad:
+            return None
+        return (
+            f"not finite: {', '.join(bad)}; lower the learning rate, or look at the reward and at what was just changed"
+        )
+
+
+@dataclass(frozen=True)
+class KLRange(Alarm):
+    """The divergence from the pretrained model leaves its expected range.
+
+    Attributes:
+        high: largest expected value; None is no limit.
+        low: smallest; a KL is not negative, but an estimate of a small one may be.
+    """
+
+    high: float | None = None
+    low: float = -0.5
+
+    def check(self, run: Run, metrics: Mapping[str, float], memory: dict[str, Any]) -> str | None:
+        """Looks at the evaluated KL, or at the training one."""
+        value = metrics.get("eval/kl", metrics.get("kl"))
+        if value is None:
+            return memory.get("ringing")
+        memory["ringing"] = None
+        if self.high is not None and value > self.high:
+            memory["ringing"] = (
+                f"KL too large: {value:.4g} exceeds {self.high:.4g}, the model is far from the pretrained one: weigh "
+                "the KL more, lower the learning rate or stop earlier"
+            )
+        elif value < self.low:
+            memory["ringing"] = (
+                f"KL negative: {value:.4g} cannot be, so its estimate is broken: take more samples, or look at how it "
+                "is estimated"
+            )
+        return memory["ringing"]
+
+
+@dataclass(frozen=True)
+class RatioNotOne(Alarm):
+    """The likelihood ratio is not 1 at the first pass over a batch.
+
+    Attributes:
+        tolerance: how far it may be from 1.
+    """
+
+    tolerance: float = 1e-6
+
+    def check(self, run: Run, metrics: Mapping[str, float], memory: dict[str, Any]) -> str | None:
+        """Looks at the least and the largest ratio of the first update."""
+        ends = [metrics[n] for n in ("first/ratio_min", "first/ratio_max") if n in metrics]
+        off = max((abs(r - 1) for r in ends), default=0.0)
+        if off <= self.tolerance:
+            return None
+        return (
+            f"ratio not 1: it is off by {off:.2g} at the first pass over a batch, so old and new densities are "
+            "computed differently: switch dropout off, and use the same precision and micro-batch for both"
+        )
+
+
+@dataclass(frozen=True)
+class ZeroVariance(Alarm):
+    """Many groups have the same reward for all their samples, so they teach nothing.
+
+    Attributes:
+        share: largest share of such samples that is expected.
+    """
+
+    share: float = 0.5
+
+    def check(self, run: Run, metrics: Mapping[str, float], memory: dict[str, Any]) -> str | None:
+        """Looks at the share of samples in such groups."""
+        value = metrics.get("zero_variance", 0.0)
+        if value <= self.share:
+            return None
+        return (
+            f"groups without variance: {value:.0%} of the samples share their reward with their whole group and teach "
+            "nothing: use larger groups, harder prompts, or a finer reward"
+        )
+
+
+@dataclass(frozen=True)
+class OldIsCurrent(Alarm):
+    """A method that compares with an older policy has one that is equal to the current policy after an update.
+
+    Attributes:
+        patience: iterations in a row before it rings.
+    """
+
+    patience: int = 3
+
+    def check(self, run: Run, metrics: Mapping[str, float], memory: dict[str, Any]) -> str | None:
+        """Compares the weights."""
+        old = run.policy.copies.get("old")
+        current = run.policy.state()
+        same = old is not None and all(torch.equal(old[name], w) for name, w in current.items())
+        memory["count"] = memory.get("count", 0) + 1 if same else 0
+        if memory["count"] < self.patience:
+            return None
+        return (
+            f"old policy equal to the current one for {memory['count']} iterations: nothing is compared with anything; "
+            "raise the decay of the old policy, or look at whether the learning rate is zero"
+        )
+
+
+ALARMS: dict[str, type[Alarm]] = {
+    "reward-hacking": RewardHacking,
+    "not-finite": NotFinite,
+    "kl-range": KLRange,
+    "ratio-not-one": RatioNotOne,
+    "zero-variance": ZeroVariance,
+    "old-is-current": OldIsCurrent,
+}
+"""Every alarm by name."""
+
+
+class Alarms:
+    """Checks all alarms after every iteration and records those that begin to ring.
+
+    Args:
+        alarms: name -> alarm.
+        folder: the run folder.
+        stop: names of the alarms that end the run.
+    """
+
+    def __init__(self, alarms: Mapping[str, Alarm], folder: RunFolder, stop: Sequence[str] = ()) -> None:
+        self.alarms, self.folder, self.ends = dict(alarms), folder, frozenset(stop)
+
+    def start(self, run: Run) -> None:
+        """Makes room for what the alarms remember."""
+        run.callback_state.setdefault("alarms", {name: {} for name in self.alarms})
+
+    def iteration(self, run: Run, metrics: dict[str, float]) -> None:
+        """Checks, records, and ends the run if asked to."""
+        for name, alarm in self.alarms.items():
+            memory = run.callback_state["alarms"].setdefault(name, {})
+            message = alarm.check(run, metrics, memory)
+            if message is not None and not memory.get("on", False):
+                self._ring(run, name, message)
+            memory["on"] = message is not None
+
+    def _ring(self, run: Run, name: str, message: str) -> None:
+        if run.reduce.rank == 0:
+            tqdm.write(f"alarm at iteration {run.done}: {message}")
+            self.folder.log(run.done, {"alarm": name, "message": message}, "alarm")
+        if name in self.ends:
+            run.stop(f"the alarm {name}")
+
+    def end(self, run: Run) -> None:
+        """Nothing: the alarms have been recorded."""

@@ -1,0 +1,125 @@
+"""The command line. ``--help`` imports nothing heavy; each command imports what it needs when it runs."""
+
+import argparse
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+
+from girsanov.errors import GirsanovError
+
+EXAMPLES = """\
+examples:
+  girsanov run digits                                  tune digits to bold strokes, then read the report
+  girsanov run digits --out runs/nft --method nft      the same with another method
+  girsanov run digits reward=my_file.py:fn train.lr=1e-4
+  girsanov run digits --out runs/a --resume            go on after Ctrl-C or a crash
+  girsanov compare runs/a runs/nft
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The arguments of all commands."""
+    top = argparse.ArgumentParser(
+        prog="girsanov",
+        description="Fine-tunes diffusion and flow models to rewards and preferences.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    top.add_argument("--version", action="store_true", help="print the version and exit")
+    commands = top.add_subparsers(dest="command", metavar="COMMAND", title="commands")
+
+    def add(name: str, text: str) -> argparse.ArgumentParser:
+        return commands.add_parser(
+            name, help=text, description=f"{text[0].upper()}{text[1:]}.", formatter_class=argparse.RawTextHelpFormatter
+        )
+
+    run = add("run", "tune a model as a recipe says, and write a report")
+    run.add_argument("recipe", metavar="RECIPE", help="name of a recipe; `girsanov list` shows them")
+    run.add_argument(
+        "settings", nargs="*", metavar="key.sub=value", help="any setting, as in train.lr=1e-4 method.last=5"
+    )
+    run.add_argument("--out", metavar="DIR", help="the run folder (default: runs/RECIPE-METHOD)")
+    run.add_argument("--method", metavar="NAME", help="how to tune; `girsanov list` shows the methods")
+    run.add_argument("--config", metavar="FILE", help="a YAML file of settings")
+    run.add_argument("--seeds", metavar="N", type=int, help="repeat the run with N seeds and report intervals")
+    run.add_argument("--resume", action="store_true", help="go on with the run in --out")
+    run.add_argument("--lora", action="store_true", help="train adapters (rank 8) instead of all weights")
+    run.add_argument("--device", metavar="NAME", help="cpu or cuda (default: a GPU if there is one)")
+
+    sample = add("sample", "draw samples from a run")
+    sample.add_argument("run", metavar="RUN", help="the folder of a run")
+    sample.add_argument("-n", type=int, default=64, metavar="N", help="how many (default 64)")
+    sample.add_argument(
+        "--strength",
+        type=float,
+        default=1.0,
+        metavar="S",
+        help="0 is the pretrained model, 1 the tuned one (default 1)",
+    )
+    sample.add_argument("--seed", type=int, default=0, help="of the noise (default 0)")
+    sample.add_argument("--checkpoint", default="last", help="last, best, or an iteration (default last)")
+    sample.add_argument("--out", metavar="DIR", help="where they go (default: RUN/samples/seed-S)")
+    sample.add_argument("--device", metavar="NAME", help="cpu or cuda")
+
+    evaluate = add("evaluate", "evaluate a run, or a folder of pictures")
+    evaluate.add_argument("path", metavar="RUN_OR_FOLDER", help="the folder of a run, or one of pictures")
+    evaluate.add_argument("--recipe", default="digits", help="whose judge looks at pictures (default digits)")
+    evaluate.add_argument("--checkpoint", default="last", help="last, best, or an iteration (default last)")
+    evaluate.add_argument("--json", metavar="FILE", help="write the numbers there as well")
+    evaluate.add_argument("--device", metavar="NAME", help="cpu or cuda")
+
+    compare = add("compare", "put runs side by side, as a table and a page")
+    compare.add_argument("runs", nargs="+", metavar="RUN", help="folders of runs, or of runs repeated with --seeds")
+    compare.add_argument("--out", metavar="FILE", default="comparison.html", help="the page (default comparison.html)")
+
+    show = add("list", "list recipes, methods, samplers, rewards, and the runs in a folder")
+    show.add_argument("folder", nargs="?", default="runs", metavar="DIR", help="where runs are (default runs)")
+
+    cite = add("cite", "print the BibTeX entry of a method's paper")
+    cite.add_argument("method", metavar="METHOD", help="name of a method")
+
+    bench = add("bench", "check every method against problems whose answer is known")
+    bench.add_argument("--json", metavar="FILE", help="write the numbers there")
+    bench.add_argument("--plot", metavar="FILE", help="write the reward-KL plot there (PNG)")
+    bench.add_argument("--methods", nargs="+", metavar="NAME", help="only these")
+    bench.add_argument("--seeds", type=int, metavar="N", help="how many seeds")
+    bench.add_argument("--fast", action="store_true", help="a coarse check in a minute")
+    return top
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command; the exit code. 2 is a mistake of the user, 130 an interrupt, 1 anything unexpected."""
+    top = parser()
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    chosen, rest = top.parse_known_args(given)  # settings may stand between options
+    if rest and (chosen.command != "run" or any(word.startswith("-") for word in rest)):
+        top.error(f"unknown: {' '.join(rest)}; `girsanov {chosen.command or ''} --help` shows what there is")
+    if rest:
+        chosen.settings += rest
+    if chosen.version:
+        from girsanov import __version__
+
+        print(__version__)
+        return 0
+    if chosen.command is None:
+        top.print_help()
+        return 0
+    from girsanov import commands
+
+    action: Callable[..., int] = getattr(commands, f"{chosen.command}_command")
+    try:
+        return action(chosen, f"girsanov {shlex.join(given)}")
+    except GirsanovError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 1
+    except Exception as error:
+        return commands.report_unexpected(error, chosen)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

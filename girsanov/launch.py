@@ -1,0 +1,228 @@
+"""A run from beginning to end: folder, parts, training with its callbacks, Ctrl-C, report.
+
+The first Ctrl-C (or SIGTERM) lets the iteration finish, saves and says how to go on; the second one stops at once.
+"""
+
+import json
+import os
+import signal
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from girsanov.callbacks import TRACKERS, Alarm, Alarms, Checkpoints, Evaluation, Metrics, Progress
+from girsanov.callbacks.alarms import KLRange, NotFinite, OldIsCurrent, RatioNotOne, RewardHacking, ZeroVariance
+from girsanov.checkpoint import checkpoints, load_weights, restore, verify
+from girsanov.config import describe, dump_config, load_config, merge, read_yaml
+from girsanov.disk import write_text
+from girsanov.errors import GirsanovError
+from girsanov.folder import RunFolder
+from girsanov.recipes import get_recipe
+from girsanov.recipes.base import Assembled, Recipe, RunConfig
+from girsanov.train import Callback, Run, train
+
+SAMPLES = 64  # pictured before and after
+SAMPLE_SEED = 20_000_003
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A run that is ready to go: its recipe, configuration and folder."""
+
+    recipe: Recipe
+    config: RunConfig
+    folder: RunFolder
+
+    @classmethod
+    def new(cls, recipe: str, layers: Sequence[Mapping[str, Any]], out: Path, command: str) -> "Launch":
+        """A new run in a new folder. Raises GirsanovError on a mistake in the configuration or a folder in use."""
+        found = get_recipe(recipe)
+        config = configure(found, layers)
+        if int(os.environ.get("RANK", "0")) != 0:
+            return cls(found, config, RunFolder(out))  # process 0 makes it
+        return cls(found, config, RunFolder.create(out, recipe, command, dump_config(config)))
+
+    @classmethod
+    def existing(cls, path: Path, layers: Sequence[Mapping[str, Any]] = ()) -> "Launch":
+        """The run of a folder, with new settings on top of its own."""
+        folder = RunFolder.open(path)
+        recipe = get_recipe(str(folder.facts.get("recipe")))
+        config = load_config(recipe.config, read_yaml(path / "config.yaml"), *layers)
+        if any(layers) and int(os.environ.get("RANK", "0")) == 0:
+            write_text(path / "config.yaml", dump_config(config))
+        return cls(recipe, config, folder)
+
+
+def configure(recipe: Recipe, layers: Sequence[Mapping[str, Any]]) -> RunConfig:
+    """The configuration: the recipe's settings for the method that the layers choose, under the layers themselves."""
+    wanted: dict[str, Any] = {}
+    for layer in layers:
+        wanted = merge(wanted, layer)
+    default = describe(recipe.config())["method"]["kind"]
+    chosen = wanted.get("method", default)
+    kind = (
+        chosen if isinstance(chosen, str) else chosen.get("kind", default) if isinstance(chosen, Mapping) else default
+    )
+    return load_config(recipe.config, {"method": {"kind": kind}}, recipe.defaults(str(kind)), wanted)
+
+
+def device_of(name: str | None) -> torch.device:
+    """The device of a name; by default a GPU if there is one."""
+    if name is None:
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError):
+        raise GirsanovError(
+            f"there is no device {name!r} here: use --device cpu, or cuda where there is a GPU"
+        ) from None
+    return device
+
+
+def accelerator_of(config: RunConfig, device: torch.device) -> Any:
+    """Accelerate's object where it is needed: several processes, or a scaled loss."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 and config.precision != "fp16":
+        return None
+    from accelerate import Accelerator
+
+    return Accelerator(mixed_precision="fp16" if config.precision == "fp16" else "no", cpu=device.type == "cpu")
+
+
+def callbacks_of(launch: Launch, parts: Assembled, quiet: bool) -> list[Callback]:
+    """The callbacks of a run, in the order that they need."""
+    config, folder = launch.config, launch.folder
+    judge = parts.metric("judge")
+    alarms: dict[str, Alarm] = {
+        "reward-hacking": RewardHacking(sign=1.0 if judge is None else judge.sign),
+        "not-finite": NotFinite(),
+        "kl-range": KLRange(config.kl_max),
+        "ratio-not-one": RatioNotOne(),
+        "zero-variance": ZeroVariance(),
+        "old-is-current": OldIsCurrent(),
+    }
+    best = "reward" if judge is None else "judge"
+    sign = 1.0 if judge is None else judge.sign
+    return [
+        Metrics(folder),
+        Evaluation(parts.evaluate, config.evaluate_every, folder),
+        Alarms(alarms, folder, config.stop_on),
+        *(TRACKERS[name](folder, describe(config)) for name in config.trackers),
+        Progress(quiet=quiet),
+        Checkpoints(folder, config.checkpoint_every, config.keep_checkpoints, best, sign),
+    ]
+
+
+def execute(launch: Launch, *, device: torch.device, resume: bool = False, quiet: bool = False) -> Run:
+    """Trains a run to its end, or to where it is interrupted, and writes its report.
+
+    Raises whatever training raises; an unexpected error carries the folder, so that its traceback can go there.
+    """
+    try:
+        accelerator = accelerator_of(launch.config, device)
+        parts = launch.recipe.build(launch.config, device, accelerator)
+        if resume:
+            restore(parts.run, launch.folder.checkpoints, tqdm.write)
+        if parts.run.reduce.rank == 0:
+            describe_run(launch, parts)
+        with interruptible(parts.run):
+            train(parts.run, callbacks_of(launch, parts, quiet))
+        if parts.run.reduce.rank == 0:
+            finish(launch, parts)
+        return parts.run
+    except Exception as error:
+        error.girsanov_folder = launch.folder.path  # type: ignore[attr-defined]
+        raise
+
+
+def finish(launch: Launch, parts: Assembled) -> None:
+    """Pictures, model card and report of the run as it stands."""
+    from girsanov.report import write_card, write_report
+
+    draw_samples(launch.folder, parts)
+    write_card(launch.folder)
+    write_report(launch.folder)
+
+
+def describe_run(launch: Launch, parts: Assembled) -> None:
+    """``about.json``: what reports and comparisons need to know of the recipe."""
+    about = {
+        "description": parts.description,
+        "facts": dict(parts.facts),
+        "method": launch.config.method.kind,
+        "iterations": launch.config.train.iterations,
+        "seed": launch.config.train.seed,
+        "metrics": [describe(m) for m in parts.metrics],
+    }
+    write_text(launch.folder.path / "about.json", json.dumps(about, indent=2, ensure_ascii=False) + "\n")
+
+
+def draw_samples(folder: RunFolder, parts: Assembled) -> None:
+    """Before and after, from the same noise."""
+    for name, model in (("before", parts.run.reference()), ("after", parts.run.model())):
+        (folder.samples / f"{name}.png").write_bytes(parts.draw(parts.sample(model, SAMPLES, SAMPLE_SEED)))
+
+
+@contextmanager
+def interruptible(run: Run) -> Iterator[None]:
+    """The first interrupt ends the run after its iteration, the second at once."""
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if run.stopped == INTERRUPTED:
+            raise KeyboardInterrupt
+        run.stop(INTERRUPTED)
+        tqdm.write("stopping after this iteration; once more to stop at once")
+
+    before = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+INTERRUPTED = "interrupted"
+
+
+def load_run(path: Path, device: torch.device, which: str = "last") -> tuple[Launch, Assembled]:
+    """A run with its trained weights: the "last" checkpoint, the "best" one, or that of an iteration.
+
+    Raises GirsanovError if the folder holds no whole checkpoint.
+    """
+    launch = Launch.existing(path)
+    parts = launch.recipe.build(launch.config, device)
+    load_weights(parts.run, choose_checkpoint(launch.folder, which))
+    return launch, parts
+
+
+def choose_checkpoint(folder: RunFolder, which: str) -> Path:
+    """The folder of the "last" whole checkpoint, of the "best" one, or of an iteration's."""
+    paths = checkpoints(folder.checkpoints)
+    if which == "last":
+        for path in reversed(paths):
+            try:
+                verify(path)
+            except GirsanovError:
+                continue
+            return path
+        raise GirsanovError(f"{folder.path} has no whole checkpoint: train it again")
+    wanted = best_iteration(folder) if which == "best" else int(which)
+    for path in paths:
+        if int(path.name) == wanted:
+            return path
+    kept = ", ".join(str(int(p.name)) for p in paths) or "none"
+    raise GirsanovError(f"{folder.path} keeps no checkpoint of iteration {wanted}: it has {kept}")
+
+
+def best_iteration(folder: RunFolder) -> int:
+    """The iteration whose evaluation had the best score, as the newest checkpoint remembers it."""
+    state = torch.load(choose_checkpoint(folder, "last") / "state.pt", map_location="cpu", weights_only=True)
+    if "best" not in state["callbacks"]:
+        raise GirsanovError(f"{folder.path} has not been evaluated during training: ask for the last checkpoint")
+    return int(state["callbacks"]["best"]["iteration"])

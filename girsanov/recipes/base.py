@@ -1,0 +1,150 @@
+"""What a recipe is: a typed configuration, and how model, reward, method and evaluation are put together from it."""
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from girsanov.config import Part
+from girsanov.errors import GirsanovError
+from girsanov.methods.base import Method
+from girsanov.models import Model, ModelLike
+from girsanov.policy import Policy
+from girsanov.settings import Count, Positive, settings
+from girsanov.train import Run, TrainConfig
+
+AlarmName = Literal["reward-hacking", "not-finite", "kl-range", "ratio-not-one", "zero-variance", "old-is-current"]
+
+
+@settings
+class RunConfig:
+    """What every recipe's configuration holds; a recipe derives from it and adds its own.
+
+    Attributes:
+        method: the method and its options.
+        train: iterations, learning rate and the like.
+        lora: rank of the adapters to train instead of all weights; None trains all weights.
+        precision: of the networks' arithmetic; "fp16" scales the loss.
+        evaluate_every: iterations between evaluations.
+        checkpoint_every: iterations between checkpoints.
+        keep_checkpoints: how many of the newest checkpoints stay; the best one stays as well.
+        kl_max: a KL above this rings an alarm.
+        stop_on: alarms that end the run.
+        trackers: where metrics go besides the run folder.
+    """
+
+    method: Part[Method] = Part("ode-am")
+    train: TrainConfig = TrainConfig()
+    lora: Count | None = None
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    evaluate_every: Count = 10
+    checkpoint_every: Count = 10
+    keep_checkpoints: Count = 2
+    kl_max: Positive | None = None
+    stop_on: tuple[AlarmName, ...] = ()
+    trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
+
+    @property
+    def autocast(self) -> torch.dtype | None:
+        """dtype of the networks' arithmetic, None for that of the samples."""
+        return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[self.precision]
+
+    def policy(self, model: Model, guidance: Mapping[str, float] | None = None) -> Policy:
+        """The model as a policy, with adapters and precision as configured. Its network is changed in place."""
+        if self.lora is not None:
+            from girsanov.adapters.lora import add_lora
+
+            add_lora(model.net, rank=self.lora, seed=self.train.seed)
+        return Policy(dataclasses.replace(model, autocast=self.autocast), guidance)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A number of the evaluation, as reports show it.
+
+    Attributes:
+        key: its name in the evaluation; "reward", "judge", "diversity" and "kl" have a place of their own.
+        label: what people call it.
+        better: whether high or low is good, if either is.
+        percent: show it in percent.
+    """
+
+    key: str
+    label: str
+    better: Literal["high", "low"] | None = None
+    percent: bool = False
+
+    @property
+    def sign(self) -> float:
+        """1 if high is good, -1 if low is."""
+        return -1.0 if self.better == "low" else 1.0
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Decoded samples [n, *D], and what each was asked to be (or nothing)."""
+
+    x: Tensor
+    labels: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Assembled:
+    """A recipe put together.
+
+    Attributes:
+        run: what is trained.
+        evaluate: ``evaluate(run)`` -> numbers of ``run.model()`` on fixed noise; ``NAME_se`` is a standard error.
+        sample: ``sample(model, n, seed)`` -> samples; the same seed gives the same noise and requests.
+        draw: samples as one picture, PNG bytes.
+        metrics: the evaluation's numbers that reports show, in order.
+        description: what is tuned to what, in a sentence or two, for reports and model cards.
+        facts: further facts for the report, label -> text (the judge's accuracy on real data, the exact answer).
+        write: writes samples one by one into a folder; None writes an array.
+    """
+
+    run: Run
+    evaluate: Callable[[Run], dict[str, float]]
+    sample: Callable[[ModelLike, int, int], Samples]
+    draw: Callable[[Samples], bytes]
+    metrics: tuple[Metric, ...]
+    description: str
+    facts: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    write: Callable[[Samples, Path], None] | None = None
+
+    def metric(self, key: str) -> Metric | None:
+        """The metric with a key, if there is one."""
+        return next((m for m in self.metrics if m.key == key), None)
+
+
+class Recipe(ABC):
+    """One way to set up a run.
+
+    Attributes:
+        name: on the command line.
+        summary: one line for ``girsanov list``.
+        config: its configuration class.
+        methods: the methods it has settings for; others may work too.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    config: ClassVar[type[RunConfig]]
+    methods: ClassVar[Sequence[str]]
+
+    def defaults(self, method: str) -> dict[str, Any]:
+        """Settings that suit a method, under those of the user: ``{"train": {"lr": ...}, "method": {...}}``."""
+        return {}
+
+    @abstractmethod
+    def build(self, config: Any, device: torch.device, accelerator: Any = None) -> Assembled:
+        """Puts a run together; deterministic, so that a resumed run finds the same parts."""
+
+    def evaluate_folder(self, path: Path, device: torch.device) -> dict[str, float]:
+        """Numbers of a folder of pictures."""
+        raise GirsanovError(f"the recipe {self.name} cannot evaluate pictures: give the folder of a run")

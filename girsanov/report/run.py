@@ -1,0 +1,122 @@
+"""The report of a run: one HTML file that needs nothing else, made from the run folder alone."""
+
+import base64
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
+from markupsafe import Markup
+
+from girsanov.disk import write_text
+from girsanov.folder import RunFolder
+from girsanov.report.data import RunData, Shown, Z
+from girsanov.report.svg import Line, chart, legend
+from girsanov.report.verdict import verdict
+
+HERE = Path(__file__).parent
+STYLES = ("line-a", "line-b", "line-c", "line-d", "line-e", "line-grey")
+PHASES = {
+    "collect": "sampling, rewards, adjoints",
+    "anchor": "scoring before the first of several updates",
+    "loss": "forward and backward passes of the loss",
+    "update": "optimiser",
+    "evaluate": "evaluations between iterations",
+}
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A titled chart."""
+
+    title: str
+    svg: Markup
+    legend: Markup
+
+
+def render(template: str, **values: Any) -> str:
+    """A page from a template of this folder, with the style sheet inside."""
+    pages = Environment(
+        loader=FileSystemLoader(HERE), autoescape=select_autoescape(), undefined=StrictUndefined, trim_blocks=True
+    )
+    style = Markup((HERE / "style.css").read_text(encoding="utf-8"))  # noqa: S704 (our own file)
+    return pages.get_template(template).render(style=style, **values)
+
+
+def write_report(folder: RunFolder) -> Path:
+    """Writes ``report.html`` into a run folder; its path."""
+    run = RunData.read(folder)
+    page = render(
+        "run.html",
+        run=run,
+        verdict=verdict(run),
+        pictures=pictures(folder),
+        charts=charts(run),
+        phases=phases(run),
+    )
+    path = folder.path / "report.html"
+    write_text(path, page)
+    return path
+
+
+def pictures(folder: RunFolder) -> list[dict[str, str]]:
+    """The pictures before and after, as base64."""
+    captions = {"before": "Before: the pretrained model", "after": "After: the tuned model"}
+    found = [(name, folder.samples / f"{name}.png") for name in captions]
+    return [
+        {"name": name, "caption": captions[name], "data": base64.b64encode(path.read_bytes()).decode()}
+        for name, path in found
+        if path.is_file()
+    ]
+
+
+def charts(run: RunData) -> list[Chart]:
+    """The evaluated numbers, the reward against the KL, the loss."""
+    made = [metric_chart(run, m) for m in run.metrics]
+    kl, reward = run.metric("kl"), run.metric("reward")
+    if kl is not None and reward is not None:
+        path = [(e.get("kl"), e.get("reward")) for e in run.evaluations]
+        points = [(k, r) for k, r in path if k is not None and r is not None]
+        line = Line([k for k, _ in points], [r for _, r in points], name=reward.label, dots=True)
+        made.append(plot(f"{reward.label} against {kl.label}", [line], reward.percent, "KL"))
+    losses = Line([r["iteration"] for r in run.iterations], [r.get("loss") for r in run.iterations], style="line-grey")
+    made.append(plot("Loss", [losses]))
+    return made
+
+
+def metric_chart(run: RunData, metric: Shown) -> Chart:
+    """An evaluated number over the iterations, with training batches behind it where they log the same."""
+    points = [e for e in run.evaluations if e.get(metric.key) is not None]
+    evaluated = Line(
+        [e["iteration"] for e in points],
+        [e[metric.key] for e in points],
+        [Z * (e.get(f"{metric.key}_se") or 0.0) for e in points],
+        "evaluation",
+        dots=True,
+    )
+    lines = [evaluated]
+    if metric.key == "reward":
+        batches = [(r["iteration"], r.get("reward")) for r in run.iterations]
+        lines.insert(0, Line([i for i, _ in batches], [v for _, v in batches], name="training", style="line-grey"))
+    return plot(metric.label, lines, metric.percent)
+
+
+def plot(title: str, lines: list[Line], percent: bool = False, x_label: str = "iteration") -> Chart:
+    """A chart as the template takes it."""
+    return Chart(title, Markup(chart(lines, title, x_label, percent)), Markup(legend(lines)))  # noqa: S704 (escaped)
+
+
+def phases(run: RunData) -> list[dict[str, Any]]:
+    """Seconds, share and colour of each phase."""
+    seconds = run.phases()
+    total = sum(seconds.values())
+    return [
+        {
+            "name": name,
+            "seconds": s,
+            "share": 100 * s / total if total else 0.0,
+            "style": STYLES[min(i, len(STYLES) - 1)],
+            "meaning": PHASES.get(name, ""),
+        }
+        for i, (name, s) in enumerate(seconds.items())
+    ]
