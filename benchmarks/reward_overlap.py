@@ -54,9 +54,7 @@ def main():
 
     def collect(reward):
         start = time.perf_counter()
-        _, pending = sample_and_score(
-            model, GDDIM(1.0), grid, x_T, prompts, reward, noise=lambda p: turn.noise(p.ids, 2), micro_batch=micro_batch
-        )
+        _, pending = sample_and_score(model, GDDIM(1.0), grid, x_T, prompts, reward, turn, micro_batch=micro_batch)
         pending.result()
         return time.perf_counter() - start
 

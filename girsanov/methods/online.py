@@ -14,13 +14,15 @@ from torch import Tensor
 
 from girsanov.errors import GirsanovError
 from girsanov.grids import Grid
+from girsanov.methods.base import Turn
 from girsanov.models import ModelLike
-from girsanov.noise import NoiseSource
 from girsanov.rewards.base import Reward
 from girsanov.rewards.scores import Pending, submit
 from girsanov.rollout import rollout
 from girsanov.samplers.base import Sampler
 from girsanov.types import Prompts, Trajectory
+
+WALK = 2  # noise stream of the sampler's steps; that of the first states is 0
 
 
 class Stacked:
@@ -41,8 +43,8 @@ def sample_and_score(
     x_T: Tensor,
     prompts: Prompts,
     reward: Reward,
+    turn: Turn,
     *,
-    noise: Callable[[Prompts], NoiseSource] | None = None,
     keep: Collection[int] | None = None,
     micro_batch: int | None = None,
 ) -> tuple[Trajectory, Pending]:
@@ -53,8 +55,7 @@ def sample_and_score(
         x_T: states at the first time.
         prompts: the B requests.
         reward: what scores the decoded samples; one that is not in a pool is called between two micro-batches.
-        noise: the noise of some of the requests, for example ``lambda p: turn.noise(p.ids)``; stochastic samplers need
-            it.
+        turn: the iteration, for the noise of the steps.
         keep: steps to keep, all by default.
         micro_batch: samples a micro-batch; None is all at once.
 
@@ -71,7 +72,7 @@ def sample_and_score(
     for row in rows:
         ask = prompts if len(rows) == 1 else prompts.take(row)
         start = x_T if len(rows) == 1 else x_T[row.to(x_T.device)]
-        source = None if noise is None else noise(ask)
+        source = turn.noise(ask.ids, WALK) if sampler.stochastic else None
         path = rollout(model, sampler, grid, start, ask.cond, noise=source, keep=keep)
         scores.append(submit(reward, model.decode(path.x0), ask))
         parts.append(path)
@@ -90,7 +91,8 @@ def join(parts: Sequence[Trajectory], prompts: Prompts) -> Trajectory:
 
     bare = [[dataclasses.replace(tr, cond=None) for tr in p.transitions] for p in parts]
     steps = [dataclasses.replace(_joined(same, cat), cond=prompts.cond) for same in zip(*bare, strict=True)]
-    return Trajectory(cat([p.x0 for p in parts]), tuple(steps), prompts.cond)
+    state = _joined([p.state for p in parts], cat)
+    return Trajectory(cat([p.x0 for p in parts]), tuple(steps), prompts.cond, state)
 
 
 def _joined(parts: Sequence[Any], cat: Callable[[Sequence[Tensor]], Tensor]) -> Any:

@@ -10,7 +10,7 @@ import torch
 from girsanov.errors import GirsanovError
 from girsanov.grids import Grid
 from girsanov.methods.base import Turn
-from girsanov.methods.online import sample_and_score
+from girsanov.methods.online import WALK, sample_and_score
 from girsanov.models import Model
 from girsanov.processes import RectifiedFlow
 from girsanov.prompts import ClassPrompts
@@ -50,17 +50,11 @@ def tensors(value):
     return []
 
 
-def noise(prompts):
-    return TURN.noise(prompts.ids, 2)
-
-
 @pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS)
 @pytest.mark.parametrize("micro_batch", [1, 3, 5, 10, None])
 def test_micro_batches_give_the_same_trajectory_and_scores(sampler, micro_batch):
-    whole = rollout(MODEL, sampler, GRID, X_T, PROMPTS.cond, noise=noise(PROMPTS))
-    path, pending = sample_and_score(
-        MODEL, sampler, GRID, X_T, PROMPTS, SUMS, noise=noise, micro_batch=micro_batch
-    )  # fmt: skip
+    whole = rollout(MODEL, sampler, GRID, X_T, PROMPTS.cond, noise=TURN.noise(PROMPTS.ids, WALK))
+    path, pending = sample_and_score(MODEL, sampler, GRID, X_T, PROMPTS, SUMS, TURN, micro_batch=micro_batch)
     found, expected = tensors(path), tensors(whole)
     assert len(found) == len(expected) > 10
     for a, b in zip(found, expected, strict=True):
@@ -73,7 +67,7 @@ def test_micro_batches_give_the_same_trajectory_and_scores(sampler, micro_batch)
 
 
 def test_kept_steps_and_no_noise():
-    path, _ = sample_and_score(MODEL, Heun(), GRID, X_T, PROMPTS, SUMS, keep=(1, 4), micro_batch=4)
+    path, _ = sample_and_score(MODEL, Heun(), GRID, X_T, PROMPTS, SUMS, TURN, keep=(1, 4), micro_batch=4)
     assert [tr.step.i for tr in path] == [1, 4] and all(len(tr.x_t) == 10 for tr in path)
 
 
@@ -84,7 +78,7 @@ def test_several_rewards_in_the_background_keep_the_order():
 
     with PooledReward(slow, workers=Threads(3), on_failure=drop) as pooled:
         both = WeightedSum({"sums": SUMS, "slow": pooled})
-        path, pending = sample_and_score(MODEL, GDDIM(1.0), GRID, X_T, PROMPTS, both, noise=noise, micro_batch=2)
+        path, pending = sample_and_score(MODEL, GDDIM(1.0), GRID, X_T, PROMPTS, both, TURN, micro_batch=2)
         scores = pending.result()
     labels = PROMPTS.cond["label"].double()
     torch.testing.assert_close(scores[:, 0], path.x0.sum(1) + labels, rtol=0, atol=1e-12)
@@ -109,11 +103,11 @@ def test_a_reward_is_at_work_while_the_next_micro_batch_is_sampled():
 
     model = Model(watched, RectifiedFlow(), "velocity", (3,))
     with PooledReward(waits_for_the_next, workers=Threads(1)) as pooled:
-        _, pending = sample_and_score(model, GDDIM(1.0), GRID, X_T, PROMPTS, pooled, noise=noise, micro_batch=2)
+        _, pending = sample_and_score(model, GDDIM(1.0), GRID, X_T, PROMPTS, pooled, TURN, micro_batch=2)
         assert pending.result().tolist() == [[1.0]] * 10
 
 
 def test_a_wrong_size_gives_one_sentence():
     with pytest.raises(GirsanovError) as error:
-        sample_and_score(MODEL, Heun(), GRID, X_T, PROMPTS, SUMS, micro_batch=0)
+        sample_and_score(MODEL, Heun(), GRID, X_T, PROMPTS, SUMS, TURN, micro_batch=0)
     assert str(error.value) == "rollout_micro_batch = 0 must be at least 1, or None for the whole batch"

@@ -22,12 +22,14 @@ def judge(
 
 
 def reward_metrics(reward: Tensor, mask: Tensor) -> dict[str, Tensor | float]:
-    """Mean and spread of the rewards [B] that arrived, and the share of samples without a signal."""
+    """Mean and spread of the rewards [B] that arrived (NaN if none did), and the shares that have none or no signal.
+
+    The names are always the same: processes average their metrics name by name.
+    """
     kept = reward.double()[reward.isfinite()]
-    dropped = 1.0 - len(kept) / len(reward)
-    found: dict[str, Tensor | float] = {"zero_variance": (~mask).double().mean()}
-    if dropped:
-        found["dropped"] = dropped
-    if len(kept):
-        found |= {"reward": kept.mean(), "reward_std": kept.std(correction=0)}
-    return found
+    return {
+        "zero_variance": (~mask).double().mean(),
+        "dropped": 1.0 - len(kept) / len(reward),
+        "reward": kept.mean(),
+        "reward_std": kept.std(correction=0) if len(kept) else kept.mean(),
+    }

@@ -23,18 +23,17 @@ from girsanov.methods.advantages.robust import Clipped
 from girsanov.methods.advantages.scoring import judge, reward_metrics
 from girsanov.methods.base import Chunk, Method, State, Turn
 from girsanov.methods.forward.times import Times, UniformTimes
+from girsanov.methods.online import sample_and_score
 from girsanov.models import velocity
 from girsanov.policy import Policy
 from girsanov.predictions import combine
 from girsanov.processes import Process
 from girsanov.rewards.base import Reward
-from girsanov.rewards.scores import submit
-from girsanov.rollout import rollout
 from girsanov.samplers.base import Sampler
 from girsanov.samplers.heun import Heun
 from girsanov.types import Batch, Cond, Prompts
 
-WALK, RENOISE = 2, 3  # noise streams: the sampler's steps, the draws
+RENOISE = 3  # noise stream of the draws
 
 
 @dataclass(frozen=True)
@@ -90,6 +89,7 @@ class ForwardMethod(Method):
         advantage: rewards to advantages.
         times: at which times samples are re-noised.
         draws: how often each sample is re-noised.
+        rollout_micro_batch: samples rolled out at a time, each lot scored while the next is rolled out; None is all.
     """
 
     reward: Reward
@@ -98,6 +98,7 @@ class ForwardMethod(Method):
     advantage: Advantage = Clipped(GroupNormalised(), 5.0)
     times: Times = UniformTimes()
     draws: int = 4
+    rollout_micro_batch: int | None = None
 
     @property
     def behaviour(self) -> str:
@@ -124,9 +125,11 @@ class ForwardMethod(Method):
         model = policy.view(self.behaviour, "rollout")
         with torch.no_grad():
             x_T = model.process.prior(turn.noise(prompts.ids).normal(policy.model.shape, policy.dtype))
-            noise = turn.noise(prompts.ids, WALK) if self.sampler.stochastic else None
-            x0 = rollout(model, self.sampler, self.grid, x_T, prompts.cond, noise=noise, keep=()).x0
-        pending = submit(self.reward, model.decode(x0), prompts)
+            path, pending = sample_and_score(
+                model, self.sampler, self.grid, x_T, prompts, self.reward, turn,
+                keep=(), micro_batch=self.rollout_micro_batch,
+            )  # fmt: skip
+        x0 = path.x0
         source, draws = turn.noise(prompts.ids, RENOISE), list[Draw]()
         for k in range(self.draws):
             t = self.times(source.uniform(), k, self.draws, self.grid)

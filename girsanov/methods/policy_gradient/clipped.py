@@ -35,6 +35,7 @@ from girsanov.methods.advantages.base import Advantage, GroupNormalised
 from girsanov.methods.advantages.robust import Clipped
 from girsanov.methods.advantages.scoring import judge
 from girsanov.methods.base import Chunk, Method, State, Turn
+from girsanov.methods.online import sample_and_score
 from girsanov.methods.policy_gradient.batch import PathBatch, Scored
 from girsanov.methods.policy_gradient.credit import PlainRatio, Ratio, StepWeight, Uniform
 from girsanov.methods.policy_gradient.penalty import Penalty
@@ -42,14 +43,10 @@ from girsanov.methods.policy_gradient.schedules import SamplerSchedule, Unchange
 from girsanov.methods.policy_gradient.steps import AllSteps, Steps
 from girsanov.policy import Policy
 from girsanov.rewards.base import Reward
-from girsanov.rewards.scores import submit
-from girsanov.rollout import rollout
 from girsanov.samplers.base import Sampler
 from girsanov.samplers.gddim import GDDIM
 from girsanov.surrogates import Clip, Surrogate, ratio_of
 from girsanov.types import Batch, Kernel, Prompts
-
-START, WALK = 0, 2  # noise streams: the first state, the steps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +66,7 @@ class ClippedPG(Method):
         schedule: how the sampler changes over training (a moving window, say).
         same_start: the samples of a group start from the same noise.
         correct: cap of the sampler-to-trainer likelihood ratio that the advantage is multiplied by; None leaves it out.
+        rollout_micro_batch: samples rolled out at a time, each lot scored while the next is rolled out; None is all.
     """
 
     reward: Reward
@@ -83,6 +81,7 @@ class ClippedPG(Method):
     schedule: SamplerSchedule = Unchanged()
     same_start: bool = False
     correct: float | None = None
+    rollout_micro_batch: int | None = None
 
     def __post_init__(self) -> None:
         sampler = self.schedule.at(self.sampler, Turn(0, 0))
@@ -97,14 +96,15 @@ class ClippedPG(Method):
         sampler, model = self.schedule.at(self.sampler, turn), policy.view("current", "rollout")
         key = prompts.group if self.same_start else prompts.ids
         with torch.no_grad():
-            x_T = model.process.prior(turn.noise(key, START).normal(policy.model.shape, policy.dtype))
-            path = rollout(model, sampler, self.grid, x_T, prompts.cond, noise=turn.noise(prompts.ids, WALK))
+            x_T = model.process.prior(turn.noise(key).normal(policy.model.shape, policy.dtype))
+            path, pending = sample_and_score(
+                model, sampler, self.grid, x_T, prompts, self.reward, turn, micro_batch=self.rollout_micro_batch
+            )
         if not path.trainable:
             raise GirsanovError(
                 f"no step of the grid draws noise under {type(sampler).__name__}, so there is nothing to train: take "
                 "more steps (the last step to t = 0 is noiseless)"
             )
-        pending = submit(self.reward, model.decode(path.x0), prompts)
         parts = [Scored(tr, sampler) for tr in path.trainable]
         if self.kl is not None:  # a slow reward is at work meanwhile
             parts = [part.with_reference(policy.view("reference", "train"), prompts.cond) for part in parts]
