@@ -1,0 +1,107 @@
+"""How a model of digits is measured: on fixed noise, by the reward, the judge, its diversity and its drift."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from girsanov.evaluation.diversity import nearest, within_class
+from girsanov.evaluation.drift import path_kl
+from girsanov.evaluation.judge import Judge
+from girsanov.grids import Grid
+from girsanov.models import ModelLike
+from girsanov.noise import Noise
+from girsanov.recipes.base import Metric, Samples
+from girsanov.recipes.digits_data import SHAPE, balanced_labels, digit_prompts
+from girsanov.rewards.base import Reward
+from girsanov.rewards.strokes import ink, stroke_mask
+from girsanov.rollout import rollout
+from girsanov.samplers.base import Sampler
+from girsanov.samplers.gddim import GDDIM
+from girsanov.train import Run
+
+METRICS = (
+    Metric("reward", "Reward", "high"),
+    Metric("judge", "Judge", "high", percent=True),
+    Metric("diversity", "Diversity"),
+    Metric("kl", "Path KL from the pretrained model"),
+    Metric("probability", "Judge's probability", "high", percent=True),
+    Metric("worst_class", "Judge on the digit it reads worst", "high", percent=True),
+    Metric("background", "Ink outside strokes", "low"),
+    Metric("nearest", "Distance to the nearest training picture"),
+)
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """Numbers of a model on fixed noise.
+
+    Attributes:
+        sampler, grid: the deployed solver.
+        judge, reward: who measures.
+        data: the pictures that the model was trained on, [N, 1, 8, 8].
+        samples, seed: how many pictures, and the key of their noise.
+        device: where they are made.
+    """
+
+    sampler: Sampler
+    grid: Grid
+    judge: Judge
+    reward: Reward
+    data: Tensor
+    samples: int
+    seed: int
+    device: torch.device
+
+    @torch.no_grad()
+    def draw(self, model: ModelLike, n: int, seed: int) -> tuple[Tensor, Tensor]:
+        """n decoded samples, every digit equally often, and what was asked for: [n, 1, 8, 8] and [n]."""
+        labels = balanced_labels(n)
+        prompts, noise = digit_prompts(labels).to(self.device), Noise(seed, 0, torch.arange(n), device=self.device)
+        x_T = model.process.prior(noise.normal(SHAPE))
+        x0 = rollout(model, self.sampler, self.grid, x_T, prompts.cond, noise=noise, keep=()).x0
+        return model.decode(x0), labels
+
+    def sample(self, model: ModelLike, n: int, seed: int) -> Samples:
+        """Pictures with their labels."""
+        x, labels = self.draw(model, n, seed)
+        return Samples(x, tuple(str(v) for v in labels.tolist()))
+
+    def __call__(self, run: Run) -> dict[str, float]:
+        """The numbers of the deployed model; ``NAME_se`` is a standard error."""
+        numbers = self.measure(*self.draw(run.model(), self.samples, self.seed))
+        return numbers | self.drift(run.model(), run.reference())
+
+    @torch.no_grad()
+    def measure(self, x: Tensor, labels: Tensor) -> dict[str, float]:
+        """What pictures [n, 1, 8, 8] of digits [n] are worth."""
+        verdict = self.judge(x, labels)
+        values = {
+            "reward": self.reward(x.to(self.device), digit_prompts(labels).to(self.device)),
+            "judge": verdict.correct,
+            "probability": verdict.asked,
+            "background": background(x),
+            "nearest": nearest(x.cpu(), self.data),
+            "diversity": within_class(x.cpu(), labels),
+        }
+        values["diversity"] = values["diversity"][values["diversity"].isfinite()]  # classes with one picture have none
+        found = {name: float(v.double().mean()) for name, v in values.items()}
+        found |= {f"{name}_se": float(v.double().std()) / math.sqrt(len(v)) for name, v in values.items()}
+        return found | {"worst_class": float(verdict.class_accuracy.nan_to_num(1.0).min())}
+
+    @torch.no_grad()
+    def drift(self, tuned: ModelLike, base: ModelLike) -> dict[str, float]:
+        """The path KL of the chain at eta = 1, in nats."""
+        prompts = digit_prompts(balanced_labels(self.samples)).to(self.device)
+        noise = Noise(self.seed, 1, torch.arange(self.samples), device=self.device)
+        x_T = tuned.process.prior(noise.normal(SHAPE))
+        total = path_kl(tuned, base, GDDIM(1.0), self.grid, x_T, prompts.cond, noise=noise)
+        return {"kl": float(total.mean()), "kl_se": float(total.std()) / math.sqrt(len(total))}
+
+
+def background(x: Tensor) -> Tensor:
+    """Mean ink outside strokes of each picture, [n]."""
+    amount = ink(x).clamp(0, 1)
+    outside = 1 - stroke_mask(amount)
+    return (amount * outside).flatten(1).sum(1) / outside.flatten(1).sum(1)
