@@ -1,9 +1,12 @@
 """Rewards: scores of decoded samples. ``REWARDS`` lists the built-in ones, a file and a function name bring another."""
 
 import difflib
+import inspect
 
 from girsanov.errors import GirsanovError
+from girsanov.rewards.aesthetic import Aesthetic as Aesthetic
 from girsanov.rewards.base import Reward as Reward
+from girsanov.rewards.combine import WeightedSum as WeightedSum
 from girsanov.rewards.function import FunctionReward as FunctionReward
 from girsanov.rewards.function import as_reward as as_reward
 from girsanov.rewards.function import load_object as load_object
@@ -11,6 +14,7 @@ from girsanov.rewards.jpeg import Compressible as Compressible
 from girsanov.rewards.jpeg import Incompressible as Incompressible
 from girsanov.rewards.layout import Slanted as Slanted
 from girsanov.rewards.layout import Symmetric as Symmetric
+from girsanov.rewards.pool import PooledReward as PooledReward
 from girsanov.rewards.remote import RemoteReward as RemoteReward
 from girsanov.rewards.strokes import Bold as Bold
 from girsanov.rewards.strokes import Ink as Ink
@@ -24,6 +28,10 @@ REWARDS: dict[str, type[Reward]] = {
     "slanted": Slanted,
     "compressible": Compressible,
     "incompressible": Incompressible,
+    "aesthetic": Aesthetic,
+    "sum": WeightedSum,
+    "pooled": PooledReward,
+    "remote": RemoteReward,
 }
 """Every built-in reward by name."""
 
@@ -43,4 +51,10 @@ def load_reward(spec: str) -> Reward:
         near = difflib.get_close_matches(spec, REWARDS, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise GirsanovError(f"unknown reward {spec!r}: {hint}choose {', '.join(REWARDS)}, or your own as my_file.py:fn")
+    needed = [p.name for p in inspect.signature(REWARDS[spec]).parameters.values() if p.default is p.empty]
+    if needed:
+        raise GirsanovError(
+            f"the reward {spec!r} needs {' and '.join(needed)}: describe it in a configuration, as "
+            f"{{kind: {spec}, {needed[0]}: ...}}"
+        )
     return REWARDS[spec]()

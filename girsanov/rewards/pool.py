@@ -3,15 +3,16 @@
 ``PooledReward.submit`` hands samples to workers and returns at once, so the next samples are rolled out while these
 are scored; ``result`` waits and gives the scores in the order of the samples. A reward that raises, hangs, returns
 text, or the wrong number of scores fails for the samples of that call; one that returns NaN fails for those samples.
-What a failure means is an object: ``raise_failure`` ends the run with a sentence (what was saved stays), ``drop``
-scores NaN, which masks the sample out of the loss, ``Fallback(score)`` puts a number in its place. The last two log
-the sentence.
+What a failure means is an object: ``Raise()`` ends the run with a sentence (what was saved stays), ``Drop()`` scores
+NaN, which masks the sample out of the loss, ``Fallback(score)`` puts a number in its place. The last two log the
+sentence.
 """
 
 import logging
 import queue
 import threading
 import weakref
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -29,30 +30,48 @@ from girsanov.types import Cond, Prompts
 
 log = logging.getLogger("girsanov")
 
-OnFailure = Callable[[GirsanovError], float]
-"""The score of a sample whose reward failed; may raise the error."""
 
+class OnFailure(ABC):
+    """What becomes of samples whose reward failed."""
 
-def raise_failure(error: GirsanovError) -> float:
-    """Ends the run: the reward is wrong and should be mended."""
-    raise error
-
-
-def drop(error: GirsanovError) -> float:
-    """NaN: the sample is masked out of the loss."""
-    log.warning("%s (the samples are dropped)", error)
-    return float("nan")
+    @abstractmethod
+    def __call__(self, error: GirsanovError) -> float:
+        """Their score; may raise the error."""
 
 
 @dataclass(frozen=True)
-class Fallback:
+class Raise(OnFailure):
+    """Ends the run: the reward is wrong and should be mended."""
+
+    def __call__(self, error: GirsanovError) -> float:
+        """Raises."""
+        raise error
+
+
+@dataclass(frozen=True)
+class Drop(OnFailure):
+    """Masks the samples out of the loss."""
+
+    def __call__(self, error: GirsanovError) -> float:
+        """NaN."""
+        log.warning("%s (the samples are dropped)", error)
+        return float("nan")
+
+
+@dataclass(frozen=True)
+class Fallback(OnFailure):
     """A number in place of the missing score."""
 
     score: float
 
     def __call__(self, error: GirsanovError) -> float:
+        """The number."""
         log.warning("%s (scored %g instead)", error, self.score)
         return self.score
+
+
+FAILURES: dict[str, type[OnFailure]] = {"raise": Raise, "drop": Drop, "fallback": Fallback}
+"""Every answer to a failure by name."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +114,7 @@ class PooledReward(Reward):
         workers: ``Threads(count)`` or ``Processes(count)``.
         timeout: seconds a call may take; None waits for ever.
         retries: how often a failed call is made again before it counts as failed.
-        on_failure: ``raise_failure``, ``drop`` or ``Fallback(score)``.
+        on_failure: ``Raise()``, ``Drop()`` or ``Fallback(score)``.
         chunk: samples a call; None gives a call everything that is submitted at once.
 
     Close it, or use it in ``with``, to end its processes at once; they also end with the pool and the interpreter.
@@ -105,15 +124,20 @@ class PooledReward(Reward):
         self,
         reward: Reward | Callable[[Tensor, list[Any]], Any] | str,
         *,
-        workers: Workers | None = None,
+        workers: Workers = Threads(),  # noqa: B008 (frozen)
         timeout: float | None = 300.0,
         retries: int = 0,
-        on_failure: OnFailure = raise_failure,
+        on_failure: OnFailure = Raise(),  # noqa: B008 (frozen)
         chunk: int | None = None,
     ) -> None:
         wrapped = as_reward(load_object(reward) if isinstance(reward, str) else reward)
-        self.name = wrapped.name
-        self.workers = Threads() if workers is None else workers
+        self.reward, self.name, self.workers, self.timeout, self.retries = (
+            wrapped,
+            wrapped.name,
+            workers,
+            timeout,
+            retries,
+        )
         if self.workers.count < 1 or retries < 0 or (chunk is not None and chunk < 1):
             raise GirsanovError("a pool needs at least one worker, at least 0 retries and at least one sample a call")
         if timeout is not None and timeout <= 0:

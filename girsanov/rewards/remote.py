@@ -71,7 +71,8 @@ class RemoteReward(Reward):
             )
         self.url, self.local = url.rstrip("/"), is_loopback(parts.hostname)
         self.batch, self.timeout, self.retries, self.pause = batch, timeout, retries, pause
-        self.token = os.environ.get(TOKEN_VARIABLE) if token is None else token
+        # the secret stays out of what a run writes down about its parts
+        self.token, self._secret = None, os.environ.get(TOKEN_VARIABLE) if token is None else token
         self.encode, self.name = encode, name
 
     def __call__(self, x: Tensor, prompts: Prompts) -> Tensor:
@@ -110,8 +111,8 @@ class RemoteReward(Reward):
 
     def _once(self, body: bytes) -> list[float]:
         headers = {"Content-Type": "application/json"}
-        if self.token:
-            headers["Authorization"] = f"Bearer {self.token}"
+        if self._secret:
+            headers["Authorization"] = f"Bearer {self._secret}"
         handlers: list[Any] = [_NoRedirect]
         if self.local:
             handlers.append(urllib.request.ProxyHandler({}))  # this machine is never behind a proxy

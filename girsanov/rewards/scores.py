@@ -62,13 +62,13 @@ def submit(reward: Reward, x: Tensor, prompts: Prompts) -> Pending:
 
 def weights(reward: Reward) -> Tensor:
     """The weight of each column of a reward's scores, float64 [R]; the weighted sum of the columns is the reward."""
-    own = getattr(reward, "weights", None)
+    own = getattr(reward, "column_weights", None)
     return torch.ones(1, dtype=torch.float64) if own is None else own
 
 
 def names(reward: Reward) -> tuple[str, ...]:
     """The name of each column of a reward's scores."""
-    return tuple(getattr(reward, "names", (reward.name,)))
+    return tuple(getattr(reward, "column_names", (reward.name,)))
 
 
 def as_scores(values: Any, n: int, name: str) -> Tensor:

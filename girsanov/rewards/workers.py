@@ -14,6 +14,7 @@ import pickle
 import signal
 import sys
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import FunctionType
@@ -58,16 +59,22 @@ class Worker(Protocol):
         ...
 
 
-class Workers(Protocol):
-    """Makes the workers of a pool."""
+class Workers(ABC):
+    """Makes the workers of a pool.
 
-    @property
-    def count(self) -> int: ...
-    def start(self, call: Call) -> Worker: ...
+    Attributes:
+        count: calls at a time.
+    """
+
+    count: int
+
+    @abstractmethod
+    def start(self, call: Call) -> Worker:
+        """A new worker."""
 
 
 @dataclass(frozen=True)
-class Threads:
+class Threads(Workers):
     """Threads of this process. A call that hangs is left behind: it cannot be stopped.
 
     Attributes:
@@ -82,7 +89,7 @@ class Threads:
 
 
 @dataclass(frozen=True)
-class Processes:
+class Processes(Workers):
     """Processes of their own. The reward travels to them once, by pickle, so it must be a module-level function or
     class, or a function loaded from a file; start them under ``if __name__ == "__main__":`` in a script.
 
@@ -97,6 +104,10 @@ class Processes:
     def start(self, call: Call) -> Worker:
         """A new worker; its process starts at the first call."""
         return ProcessWorker(call, self.threads)
+
+
+WORKERS: dict[str, type[Workers]] = {"threads": Threads, "processes": Processes}
+"""Every kind of workers by name."""
 
 
 class ThreadWorker:

@@ -16,7 +16,7 @@ from girsanov.processes import RectifiedFlow
 from girsanov.prompts import ClassPrompts
 from girsanov.rewards.combine import WeightedSum
 from girsanov.rewards.function import FunctionReward
-from girsanov.rewards.pool import PooledReward, drop
+from girsanov.rewards.pool import Drop, PooledReward
 from girsanov.rewards.workers import Threads
 from girsanov.samplers.gddim import GDDIM
 from girsanov.samplers.heun import Heun
@@ -66,12 +66,12 @@ def trained(method):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_the_background_changes_nothing(name):
-    parts = {"sums": FunctionReward(sums, differentiable=False), "spread": FunctionReward(spread, differentiable=False)}
-    plain, before = trained(METHODS[name](WeightedSum(parts, {"sums": 1.0, "spread": 0.5})))
-    pools = {key: PooledReward(part, workers=Threads(2), chunk=3) for key, part in parts.items()}
-    reward = WeightedSum(pools, {"sums": 1.0, "spread": 0.5})
-    pooled, after = trained(dataclasses.replace(METHODS[name](reward), rollout_micro_batch=5))
-    for pool in pools.values():
+    parts = [FunctionReward(sums, differentiable=False), FunctionReward(spread, differentiable=False)]
+    plain, before = trained(METHODS[name](WeightedSum(parts, [1.0, 0.5])))
+    pools = [PooledReward(part, workers=Threads(2), chunk=3) for part in parts]
+    method = dataclasses.replace(METHODS[name](WeightedSum(pools, [1.0, 0.5])), rollout_micro_batch=5)
+    pooled, after = trained(method)
+    for pool in pools:
         pool.close()
     moved = (plain - trained(METHODS[name](FunctionReward(lambda x, m: 0 * x[:, 0], differentiable=False)))[0]).abs()
     assert moved.max() > 1e-3  # the reward matters
@@ -84,7 +84,7 @@ def test_a_dropped_sample_is_left_out_and_the_run_goes_on(name):
     def sometimes(x, meta):
         return torch.where(x[:, 0] > 0.3, float("nan"), x.sum(1))
 
-    with PooledReward(sometimes, on_failure=drop) as pool:
+    with PooledReward(sometimes, on_failure=Drop()) as pool:
         weights, metrics = trained(METHODS[name](pool))
     assert weights.isfinite().all()
     assert all(0 < m["dropped"] < 0.7 for m in metrics)
@@ -96,7 +96,7 @@ def test_a_run_whose_reward_always_fails_goes_on_without_learning(name):
     def never(x, meta):
         raise OSError("no disk")
 
-    with PooledReward(never, on_failure=drop) as pool:
+    with PooledReward(never, on_failure=Drop()) as pool:
         _, metrics = trained(METHODS[name](pool))
     assert all(m["dropped"] == 1.0 and m["grad_norm"] == 0.0 for m in metrics)
 

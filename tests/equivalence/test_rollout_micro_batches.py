@@ -16,7 +16,7 @@ from girsanov.processes import RectifiedFlow
 from girsanov.prompts import ClassPrompts
 from girsanov.rewards.combine import WeightedSum
 from girsanov.rewards.function import FunctionReward
-from girsanov.rewards.pool import PooledReward, drop
+from girsanov.rewards.pool import Drop, PooledReward
 from girsanov.rewards.workers import Threads
 from girsanov.rollout import rollout
 from girsanov.samplers.dpm_solver import DPMSolverPP2M
@@ -76,8 +76,8 @@ def test_several_rewards_in_the_background_keep_the_order():
         time.sleep(0.02 * (meta[0] % 3))
         return [float("nan") if m == 4 else float(m) for m in meta]
 
-    with PooledReward(slow, workers=Threads(3), on_failure=drop) as pooled:
-        both = WeightedSum({"sums": SUMS, "slow": pooled})
+    with PooledReward(slow, workers=Threads(3), on_failure=Drop()) as pooled:
+        both = WeightedSum([SUMS, pooled])
         path, pending = sample_and_score(MODEL, GDDIM(1.0), GRID, X_T, PROMPTS, both, TURN, micro_batch=2)
         scores = pending.result()
     labels = PROMPTS.cond["label"].double()

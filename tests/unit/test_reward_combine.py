@@ -3,13 +3,17 @@
 import pytest
 import torch
 
+from girsanov.config.parts import construct
+from girsanov.config.resolve import Problems, resolve
 from girsanov.errors import GirsanovError
 from girsanov.problems.rewards import LinearReward, QuadraticReward
+from girsanov.rewards import Ink, load_reward
 from girsanov.rewards.base import Reward
 from girsanov.rewards.combine import WeightedSum, total
 from girsanov.rewards.function import FunctionReward
-from girsanov.rewards.pool import PooledReward, drop
+from girsanov.rewards.pool import Drop, Fallback, PooledReward
 from girsanov.rewards.scores import names, submit, weights
+from girsanov.rewards.workers import Threads
 from girsanov.types import Cond, Prompts
 
 N = torch.arange(6)
@@ -27,7 +31,7 @@ def count(images, meta):
 
 
 def test_the_sum_and_its_gradient():
-    both = WeightedSum({"linear": LINEAR, "square": SQUARE}, {"linear": 2.0, "square": -0.5})
+    both = WeightedSum([LINEAR, SQUARE], [2.0, -0.5])
     assert both.differentiable
     y = x().requires_grad_(True)
     r = both(y, ASK)
@@ -38,19 +42,19 @@ def test_the_sum_and_its_gradient():
 
 def test_one_part_without_a_gradient_takes_the_gradient_from_the_sum():
     black_box = FunctionReward(count, differentiable=False)
-    assert not WeightedSum({"linear": LINEAR, "count": black_box}).differentiable
+    assert not WeightedSum([LINEAR, black_box]).differentiable
 
 
 def test_the_columns_of_a_sum_with_parts_in_the_background_and_sums_inside():
-    inner = WeightedSum({"linear": LINEAR, "square": SQUARE}, {"linear": 1.0, "square": 3.0})
+    inner = WeightedSum([LINEAR, SQUARE], [1.0, 3.0])
     with PooledReward(count) as pooled:
-        outer = WeightedSum({"taste": inner, "count": pooled}, {"taste": 0.5, "count": 2.0})
+        outer = WeightedSum([inner, pooled], [0.5, 2.0])
         scores = submit(outer, x(), ASK).result()
-        assert outer.names == names(outer) == ("taste/linear", "taste/square", "count")
+        assert names(outer) == (LINEAR.name, SQUARE.name, "count")
         assert weights(outer).tolist() == [0.5, 1.5, 2.0]
         expected = torch.stack([LINEAR(x()), SQUARE(x()), torch.tensor([0, 1, 2, 0, 1, 2.0], dtype=torch.float64)], 1)
         torch.testing.assert_close(scores, expected)
-        torch.testing.assert_close(outer(x(), ASK), total(scores, outer.weights))
+        torch.testing.assert_close(outer(x(), ASK), total(scores, outer.column_weights))
         torch.testing.assert_close(outer(x(), ASK), 0.5 * inner(x(), ASK) + 2.0 * pooled(x(), ASK))
 
 
@@ -64,8 +68,8 @@ def test_a_dropped_part_drops_the_sample():
     def fails(images, meta):
         return [float("nan") if m == 4 else 0.0 for m in meta]
 
-    with PooledReward(fails, on_failure=drop) as pooled:
-        r = WeightedSum({"linear": LINEAR, "fails": pooled})(x(), ASK)
+    with PooledReward(fails, on_failure=Drop()) as pooled:
+        r = WeightedSum([LINEAR, pooled])(x(), ASK)
     assert r.isnan().tolist() == [False] * 4 + [True, False]
 
 
@@ -88,20 +92,20 @@ class Background(Late):
 
 def test_what_scores_in_the_background_starts_first():
     order = []
-    WeightedSum({"a": Late(order), "b": Background(order)})(x(), ASK)
+    WeightedSum([Late(order), Background(order)])(x(), ASK)
     assert order == ["background", "here"]
 
 
 @pytest.mark.parametrize(
     "wrong, sentence",
     [
-        (lambda: WeightedSum({}), "a sum of rewards needs at least one reward"),
+        (lambda: WeightedSum([]), "a sum of rewards needs at least one reward"),
         (
-            lambda: WeightedSum({"a": LINEAR, "b": SQUARE}, {"a": 1.0, "c": 1.0}),
-            "the weights are for a, c and the rewards are a, b: give one weight a reward",
+            lambda: WeightedSum([LINEAR, SQUARE], [1.0]),
+            "1 weights for 2 rewards: give one weight a reward",
         ),
         (
-            lambda: WeightedSum({"a": LINEAR}, {"a": float("inf")}),
+            lambda: WeightedSum([LINEAR], [float("inf")]),
             "the weights of a sum of rewards must be finite numbers",
         ),
     ],
@@ -110,3 +114,41 @@ def test_a_wrong_sum_gives_one_sentence(wrong, sentence):
     with pytest.raises(GirsanovError) as error:
         wrong()
     assert str(error.value) == sentence
+
+
+def test_rewards_are_described_by_plain_data(tmp_path):
+    (tmp_path / "mine.py").write_text("def fn(images, labels):\n    return [float(label) for label in labels]\n")
+    data = {
+        "kind": "sum",
+        "parts": [
+            "ink",
+            {
+                "kind": "pooled",
+                "reward": f"{tmp_path}/mine.py:fn",
+                "workers": {"kind": "threads", "count": 3},
+                "on_failure": {"kind": "fallback", "score": -1.0},
+                "retries": 1,
+            },
+        ],
+        "weights": [2.0, 0.5],
+    }
+    problems = Problems()
+    full = resolve(Reward, data, "reward", problems)
+    assert problems.found == []
+    reward = construct(Reward, full)
+    images = torch.rand(6, 1, 8, 8)
+    pooled = reward.parts[1]
+    assert (pooled.workers, pooled.on_failure, pooled.retries) == (Threads(3), Fallback(-1.0), 1)
+    expected = 2.0 * Ink()(images, ASK) + 0.5 * torch.arange(6.0)
+    torch.testing.assert_close(reward(images, ASK), expected)
+    wrong = {"kind": "sum", "parts": ["ink"], "weights": [1.0, 2.0]}
+    resolve(Reward, wrong, "reward", problems)
+    assert problems.found == [("reward", "is refused: 2 weights for 1 rewards: give one weight a reward")]
+
+
+def test_a_reward_that_needs_settings_says_so():
+    with pytest.raises(GirsanovError) as error:
+        load_reward("sum")
+    assert str(error.value) == (
+        "the reward 'sum' needs parts: describe it in a configuration, as {kind: sum, parts: ...}"
+    )

@@ -15,7 +15,7 @@ import torch
 
 from girsanov.errors import GirsanovError
 from girsanov.rewards.base import Reward
-from girsanov.rewards.pool import Fallback, PooledReward, drop
+from girsanov.rewards.pool import Drop, Fallback, PooledReward
 from girsanov.rewards.scores import submit
 from girsanov.rewards.workers import Processes, Threads
 from girsanov.types import Cond, Prompts
@@ -88,7 +88,7 @@ def test_a_bad_reward_gives_one_sentence(case):
 def test_failures_can_pass(case, caplog):
     fn, sentence = BAD[case]
     lost = [False, True, False, False] if case == "nan" else [True] * 4
-    with caplog.at_level(logging.WARNING), PooledReward(fn, timeout=0.1, on_failure=drop) as pool:
+    with caplog.at_level(logging.WARNING), PooledReward(fn, timeout=0.1, on_failure=Drop()) as pool:
         assert pool(images(4), requests(4)).isnan().tolist() == lost
     assert caplog.messages == [f"{sentence} (the samples are dropped)"]
     with PooledReward(fn, timeout=0.1, on_failure=Fallback(-3.0)) as pool:
@@ -102,7 +102,7 @@ def test_only_the_failed_call_is_dropped():
             raise OSError("gone")
         return x.sum(1)
 
-    with PooledReward(third, chunk=1, on_failure=drop) as pool:
+    with PooledReward(third, chunk=1, on_failure=Drop()) as pool:
         scores = pool(images(5), requests(5))
     assert scores.isnan().tolist() == [False, False, True, False, False]
     assert scores[[0, 1, 3, 4]].tolist() == [0.0, 4.0, 12.0, 16.0]

@@ -15,7 +15,7 @@ from girsanov.errors import GirsanovError
 from girsanov.rewards import load_reward
 from girsanov.rewards.base import Reward
 from girsanov.rewards.function import FunctionReward
-from girsanov.rewards.pool import PooledReward, drop
+from girsanov.rewards.pool import Drop, PooledReward
 from girsanov.rewards.remote import RemoteReward
 from girsanov.rewards.server import RewardServer
 from girsanov.rewards.wire import floats, png, read_request, request
@@ -88,7 +88,7 @@ def test_a_score_that_is_not_finite_comes_as_nan():
     bad = FunctionReward(lambda x, meta: [float("inf"), 1.0], "bad", differentiable=False)
     with RewardServer(bad) as server:
         assert RemoteReward(server.url)(images(2), ask(2)).isnan().tolist() == [True, False]
-        with PooledReward(RemoteReward(server.url), on_failure=drop) as pooled:
+        with PooledReward(RemoteReward(server.url), on_failure=Drop()) as pooled:
             assert pooled(images(2), ask(2)).isnan().tolist() == [True, False]
 
 
