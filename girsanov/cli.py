@@ -78,13 +78,24 @@ def parser() -> argparse.ArgumentParser:
     cite = add("cite", "print the BibTeX entry of a method's paper")
     cite.add_argument("method", metavar="METHOD", help="name of a method")
 
+    more_commands(add)
+    return top
+
+
+def more_commands(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
+    """The commands that are not about one run."""
     bench = add("bench", "check every method against problems whose answer is known")
     bench.add_argument("--json", metavar="FILE", help="write the numbers there")
     bench.add_argument("--plot", metavar="FILE", help="write the reward-KL plot there (PNG)")
     bench.add_argument("--methods", nargs="+", metavar="NAME", help="only these")
     bench.add_argument("--seeds", type=int, metavar="N", help="how many seeds")
     bench.add_argument("--fast", action="store_true", help="a coarse check in a minute")
-    return top
+
+    serve = add("serve-reward", "score samples for other processes over HTTP (GIRSANOV_REWARD_TOKEN is the secret)")
+    serve.add_argument("reward", metavar="REWARD", help="my_file.py:fn, or the name of a built-in reward")
+    serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1, this machine)")
+    serve.add_argument("--port", type=int, default=8000, help="0 takes a free one (default 8000)")
+    serve.add_argument("--max-mb", type=int, default=256, metavar="MB", help="largest request (default 256)")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -106,7 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     from girsanov import commands
 
-    action: Callable[..., int] = getattr(commands, f"{chosen.command}_command")
+    action: Callable[..., int] = getattr(commands, f"{chosen.command.replace('-', '_')}_command")
     try:
         return action(chosen, f"girsanov {shlex.join(given)}")
     except GirsanovError as error:

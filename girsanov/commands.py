@@ -196,6 +196,15 @@ def bench_command(chosen: argparse.Namespace, command: str) -> int:
     return 0
 
 
+def serve_reward_command(chosen: argparse.Namespace, command: str) -> int:
+    """``girsanov serve-reward``."""
+    from girsanov.rewards import load_reward
+    from girsanov.rewards.server import serve_reward
+
+    serve_reward(load_reward(chosen.reward), chosen.host, chosen.port, chosen.max_mb)
+    return 0
+
+
 def report_unexpected(error: Exception, chosen: argparse.Namespace) -> int:
     """Writes the traceback of an unexpected error to a file, names it in one line; the exit code 1."""
     folder = getattr(error, "girsanov_folder", None)

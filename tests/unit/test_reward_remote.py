@@ -3,7 +3,10 @@
 import errno
 import http.client
 import json
+import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -305,6 +308,25 @@ def test_wrong_settings(wrong, said):
     with pytest.raises(GirsanovError) as error:
         wrong()
     assert str(error.value) == said
+
+
+def test_the_command_serves_a_function_until_it_is_interrupted(tmp_path):
+    """Ctrl-C is a normal end: exit code 0."""
+    (tmp_path / "mine.py").write_text("def fn(images, labels):\n    return images.flatten(1).sum(1)\n")
+    command = [sys.executable, "-m", "girsanov.cli", "serve-reward", str(tmp_path / "mine.py") + ":fn", "--port", "0"]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        said = server.stdout.readline()
+        assert said.startswith("serving the reward 'fn' at http://127.0.0.1:")
+        assert said.endswith(" without a token, to this machine only; stop with Ctrl-C\n")
+        url = said.split(" at ")[1].split()[0]
+        torch.testing.assert_close(RemoteReward(url)(images(3), ask(3)), images(3).flatten(1).sum(1))
+        server.send_signal(signal.SIGINT)
+        assert server.wait(20) == 0 and server.stdout.read() == "stopped\n"
+    finally:
+        server.kill()
+        server.wait(10)
+        server.stdout.close()
 
 
 def test_a_taken_port():
