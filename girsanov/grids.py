@@ -35,7 +35,7 @@ class Grid:
         times = torch.as_tensor(ts, dtype=torch.float64).cpu()
         if times.ndim != 1 or len(times) < 2:
             raise GirsanovError("a grid is a list of at least two times, noise first")
-        if bool(((times < 0) | (times > 1)).any()):
+        if not bool(((times >= 0) & (times <= 1)).all()):
             raise GirsanovError("a grid holds times in [0, 1]: data is at t = 0 and noise at t = 1")
         if bool((times.diff() >= 0).any()):
             raise GirsanovError("a grid's times must fall, from noise (t = 1) to data (t = 0): reverse the list")
@@ -91,15 +91,20 @@ class Grid:
     @classmethod
     def trailing(cls, n: int, process: VPTable, end: float = 0.0) -> "Grid":
         """The "trailing" spacing of a table: starts at its last index."""
-        total = len(process.alphas_cumprod)
+        total = _table_length(n, process)
         index = (total - torch.arange(_steps(n), dtype=torch.float64) * total / n).round().long() - 1
         return cls(torch.cat([(index + 1) / total, torch.tensor([end], dtype=torch.float64)]))
 
     @classmethod
     def leading(cls, n: int, process: VPTable, offset: int = 1, end: float = 0.0) -> "Grid":
         """The "leading" spacing of a table: ``k N//n + offset``. ``end=1/N`` is ``set_alpha_to_one=False``."""
-        total = len(process.alphas_cumprod)
+        total = _table_length(n, process)
         index = torch.arange(_steps(n), dtype=torch.float64).flip(0) * (total // n) + offset
+        if index[0] >= total:
+            most = total - 1 - (n - 1) * (total // n)
+            raise GirsanovError(
+                f"an offset of {offset} leads past the table's last index {total - 1}: take at most {most}"
+            )
         return cls(torch.cat([(index + 1) / total, torch.tensor([end], dtype=torch.float64)]))
 
 
@@ -107,6 +112,13 @@ def _steps(n: int) -> int:
     if n < 1:
         raise GirsanovError(f"a grid has at least one step, not {n}")
     return n
+
+
+def _table_length(n: int, process: VPTable) -> int:
+    total = len(process.alphas_cumprod)
+    if _steps(n) > total:
+        raise GirsanovError(f"{n} steps do not fit a table of {total} times: take at most {total}")
+    return total
 
 
 def default_grid(model: ModelLike, n: int) -> Grid:

@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor
 
+from girsanov.grids import Grid
 from girsanov.models import Model
 from girsanov.predictions import ROWS, Prediction
 from girsanov.problems import Gaussian, Mixture
@@ -89,3 +90,22 @@ def known(x0: Tensor, eps: Tensor, process: Process, prediction: Prediction) -> 
         return (a * x0 + b * eps).to(x)
 
     return Model(net, process, prediction, tuple(x0.shape[1:]))
+
+
+def line_moments(
+    law: Gaussian, process: Process, sampler: Sampler, grid: Grid, start: tuple[float, float]
+) -> tuple[float, float]:
+    """Mean and variance of the end of a single-step sampler on one-dimensional Gaussian data, exact.
+
+    All steps are asked at once, one sample a step with its own times [B]: the origin and 1 show each step's affine map.
+    """
+    n = len(grid)
+    every = Step(grid.ts[:-1].repeat(2), grid.ts[1:].repeat(2), 0, n)
+    points = torch.cat([torch.zeros(n, 1, dtype=F64), torch.ones(n, 1, dtype=F64)])
+    kernel = sampler.kernel(law.model(process), points, every)[0]
+    offset = kernel.mean[:n, 0]
+    slope, std = kernel.mean[n:, 0] - offset, kernel.std.expand(2 * n)[:n]
+    mean, variance = start
+    for a, b, c in zip(slope.tolist(), offset.tolist(), std.tolist(), strict=True):
+        mean, variance = a * mean + b, a * a * variance + c * c
+    return mean, variance
