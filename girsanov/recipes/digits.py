@@ -36,14 +36,21 @@ from girsanov.train import PromptSource, Run, TrainConfig
 EVALUATION_SEED = 1_000_003  # apart from the training seeds that people choose
 PAIR_SEED = 7_000_003
 
+UNIFORM = {"kind": "uniform", "n": 20}
 DEFAULTS: dict[str, dict[str, Any]] = {
     "ode-am": {
-        "method": {"last": 3, "cost": {"kind": "quadratic", "lam": 1.0}},
-        "train": {"iterations": 60, "lr": 5e-4},
+        "method": {"grid": UNIFORM, "last": 3, "cost": {"kind": "quadratic", "lam": 1.0}},
+        "train": {"iterations": 40, "lr": 5e-4},
     },
-    "am": {
-        "method": {"beta": 0.3, "grid": {"kind": "uniform", "n": 20}},
-        "train": {"iterations": 120, "lr": 5e-4},
+    "am": {"method": {"grid": UNIFORM, "beta": 0.6}, "train": {"iterations": 40, "lr": 5e-4}},
+    "clipped-pg": {
+        "method": {"grid": UNIFORM, "kl": {"kind": "per-step", "beta": 0.05}},
+        "train": {"iterations": 60, "lr": 2e-4},
+    },
+    "nft": {"method": {"grid": UNIFORM, "kappa": 0.3}, "train": {"iterations": 40, "lr": 2e-4}},
+    "diffusion-dpo": {
+        "method": {"weight": {"kind": "constant", "beta": 200.0}},
+        "train": {"iterations": 100, "lr": 2e-4},
     },
 }
 """Settings seen to work, by method; what was measured is in LOG.md."""
