@@ -274,5 +274,4 @@ class Crew:
         for thread in self.threads:
             if thread is threading.current_thread():  # the collector may run anywhere
                 continue
-            # a thread worker that hangs is left behind
-            thread.join(10.0 if self.timeout is None else min(10.0, self.timeout))
+            thread.join(10.0)

@@ -116,23 +116,35 @@ class ThreadWorker:
     def __init__(self, call: Call) -> None:
         self.call = call
         self.lost: list[threading.Thread] = []
+        self.woken, self.closed = threading.Event(), False
 
     def run(self, x: Tensor, prompts: Prompts, timeout: float | None) -> Tensor:
         """Scores [n]; raises Failed or TimeoutError."""
         self.lost = [t for t in self.lost if t.is_alive()]
         if len(self.lost) >= MAX_LOST_THREADS:
             raise Failed("TimeoutError", f"{len(self.lost)} calls never came back, and a thread cannot be stopped")
-        answers: list[Any] = []
-        thread = threading.Thread(target=lambda: answers.append(_answer(self.call, x, prompts)), daemon=True)
+        answers, woken = list[Any](), threading.Event()
+        self.woken = woken
+
+        def work() -> None:
+            answers.append(_answer(self.call, x, prompts))
+            woken.set()
+
+        thread = threading.Thread(target=work, daemon=True)
         thread.start()
-        thread.join(timeout)
-        if not answers:
-            self.lost.append(thread)
-            raise TimeoutError
-        return _open(*answers[0])
+        if not self.closed:
+            woken.wait(timeout)
+        if answers:
+            return _open(*answers[0])
+        self.lost.append(thread)
+        if self.closed:
+            raise Failed("RuntimeError", "the pool was closed meanwhile")
+        raise TimeoutError
 
     def interrupt(self) -> None:
-        """A thread cannot be ended."""
+        """Leaves the call at hand behind: a thread cannot be ended."""
+        self.closed = True
+        self.woken.set()
 
     def close(self) -> None:
         """Nothing is held."""
@@ -189,7 +201,7 @@ class ProcessWorker:
         parcel = pack(self.call)
         with self.lock:
             if self.closed:
-                raise Failed("RuntimeError", "the pool is closed")
+                raise Failed("RuntimeError", "the pool was closed meanwhile")
             self.pipe, other = spawn.Pipe()
             self.process = spawn.Process(target=serve, args=(other, parcel, self.threads), daemon=True)
             self.process.start()

@@ -196,6 +196,18 @@ def test_a_wrong_pool_gives_one_sentence(wrong, sentence):
         assert str(error.value) == sentence
 
 
+def test_closing_does_not_wait_for_a_call_that_hangs():
+    gate = threading.Event()
+    pool = PooledReward(lambda x, meta: gate.wait(60), workers=Threads(1), timeout=None, chunk=1)
+    pending = pool.submit(images(2), requests(2))
+    start = time.perf_counter()
+    pool.close()
+    assert time.perf_counter() - start < 5
+    with pytest.raises(GirsanovError):
+        pending.result()
+    gate.set()
+
+
 def test_a_closed_pool_says_so():
     pool = PooledReward(sums)
     assert pool(images(2), requests(2)).tolist() == [0.0, 5.0]
