@@ -69,7 +69,7 @@ def test_wrong_input_and_output_are_told() -> None:
 
 
 def test_guidance_is_one_batched_pass() -> None:
-    """``p_null + w (p_cond - p_null)``, tables of different lengths; one call of twice the batch; w = 1 is the model."""
+    """``p_null + w (p_cond - p_null)``, tables of different lengths; one call of twice the batch; w = 1 the model."""
     calls: list[int] = []
 
     def net(x: Tensor, t: Tensor, cond: Cond) -> Tensor:

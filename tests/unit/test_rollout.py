@@ -117,7 +117,7 @@ def test_a_chain_of_gradients_is_that_of_finite_differences() -> None:
 
 @each_sampler
 def test_checkpointing_changes_memory_alone(sampler: Sampler) -> None:
-    """The same samples and gradients to the bit; the network runs again in the backward pass, where there is a graph."""
+    """The same samples and gradients to the bit; the network runs again in the backward pass where there is one."""
     net, model = make()
     results = []
     for checkpoint in (False, True):
@@ -161,7 +161,7 @@ def split_at(*steps: int) -> Callable[[Step, Tensor], Tensor]:
 
 @pytest.mark.parametrize("sampler", [GDDIM(1.0), Mixed(GDDIM(1.0), DPMSolverPP2M(), start=0, length=4)], ids=str)
 def test_two_splits_make_four_leaves(sampler: Sampler) -> None:
-    """Splits after steps 1 and 2 make four leaves of a root; states hang on their parents', rows on their conditions."""
+    """Splits after steps 1 and 2 make four leaves; states hang on their parents', rows on their conditions."""
     GENERATOR.manual_seed(1)
     net, model = make()
     cond = Cond(conditions().tables, torch.tensor([1, 2]))
