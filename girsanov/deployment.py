@@ -1,0 +1,166 @@
+r"""Deploying a tuned policy with another stochasticity than it was trained with: one scalar makes it exact.
+
+**Theorem.** Let a policy be trained with the eta-sampler and a path KL of weight beta to its optimum, on any data, with
+any reward, and let the untuned eta-sampler be memoryless (its end is independent of its start). Let Delta be what
+training added to the prediction. Then the eta'-sampler of the prediction ``reference + c Delta``,
+
+.. math:: c(\eta, \eta') = \frac{(\eta^2 + \eta'^2)(1 + \eta^2)}{2 \eta^2 (1 + \eta'^2)}
+    = 1 + \frac{(\eta^2 - 1)(\eta^2 - \eta'^2)}{2 \eta^2 (1 + \eta'^2)}
+
+has the marginals of the trained process at every noise level, so it ends in the same law ``p exp(r / beta) / Z``.
+
+**Derivation.** In ``y = x / alpha``, per unit of ``-d rho``, with s the score of the noised data p and W a Brownian
+motion,
+
+1. the untuned sampler is ``dy = (1 + eta^2) rho s + eta sqrt(2 rho) dW``, with marginals p;
+2. a drift u costs ``beta |u|^2 / (4 eta^2 rho)``; with ``h(rho, y) = E[exp(r(y_end) / beta) | y]`` under 1, the
+   optimal one is ``u = 2 eta^2 rho grad log h`` (the value is beta log h). A drift of the sampler is ``(1 + eta^2)
+   rho`` times a score, so training adds ``Delta s = 2 eta^2 / (1 + eta^2) grad log h`` to the score;
+3. the path law of the tuned sampler is ``exp(r(y_end) / beta) / h(rho_T, y_T)`` times that of 1. Without memory
+   ``h(rho_T, .)`` is a constant Z, and the marginals are ``p h / Z``;
+4. a process with these marginals and noise ``eta' sqrt(2 rho)`` has the drift of 2, less ``eta^2 rho grad log(p h)``
+   (which leaves its probability flow, ``rho s + eta^2 rho grad log h``), plus ``eta'^2 rho grad log(p h)``, together
+   ``(1 + eta'^2) rho s + (eta^2 + eta'^2) rho grad log h``;
+5. that is the eta'-sampler of the score ``s + (eta^2 + eta'^2) / (1 + eta'^2) grad log h = s + c Delta s``.
+
+``c = 1`` for eta' = eta, and for every eta' if eta = 1, which is theorem 1 of adjoint matching. To the ODE ``c = (1 +
+eta^2) / 2``: raw deployment under-tilts for eta > 1 and over-tilts for eta < 1. The argument is local in rho, so
+with an eta that varies along the path each noise level has its own c.
+
+**Any prediction.** A prediction is ``p = a x_0 + b eps`` with ``x_t = alpha x_0 + sigma eps``. Two predictions at one
+x_t differ by ``Delta p = (b - a sigma / alpha) Delta eps``: a function of time times the difference of the scores. So
+scaling the raw difference by c scales the score's difference by c, for x0, eps, score, velocity and v alike.
+
+**Where it ends.** (a) Memory: with correlation kappa of start and end (``theory.memory``; the product of those of the
+two samplers) a linear reward on Gaussian data is tilted by ``1 - kappa`` of its due when corrected and by ``(1 -
+kappa) / c`` when not, so for c < 1 correcting is worse than nothing from ``kappa = (1 - c) / (1 + c)`` on: refused. (b)
+The optimum: a policy gradient with a KL per step, or none, and a policy that is far from converged, learn another
+Delta. (c) Steps: the grid's own error comes on top, and for small eta it falls slowly with their number.
+
+References: Domingo-Enrich et al. 2025, arXiv:2409.08861, theorem 1 (eta = 1); the theorem for other eta is derived
+here. ``docs/deployment.md`` holds the measurements.
+"""
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from girsanov.errors import GirsanovError
+from girsanov.models import ModelLike
+from girsanov.policy import Policy
+from girsanov.predictions import Prediction
+from girsanov.problems.control import deployment_factor as deployment_factor
+from girsanov.processes import Process
+from girsanov.theory.memory import memory as memory_of
+from girsanov.types import Cond
+
+NOTICEABLE = 0.05
+"""Memory above which a correction is reported as approximate."""
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """``reference + c (tuned - reference)``, two network passes. With LoRA both run the same base weights.
+
+    Attributes:
+        tuned, reference: models of the same process, prediction kind and shape.
+        c: scale of what tuning added; ``deployment_factor`` gives the one for another sampler.
+    """
+
+    tuned: ModelLike
+    reference: ModelLike
+    c: float
+
+    def __post_init__(self) -> None:
+        mine, other = ((m.prediction, m.shape, m.process) for m in (self.tuned, self.reference))
+        if mine != other:
+            raise GirsanovError(
+                f"the two models of a deployment differ in prediction, shape or process: {mine[:2]} and {other[:2]}; "
+                "give the tuned model and the reference it was tuned from"
+            )
+
+    @property
+    def process(self) -> Process:
+        """The process of both models."""
+        return self.tuned.process
+
+    @property
+    def prediction(self) -> Prediction:
+        """The prediction kind of both models."""
+        return self.tuned.prediction
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The data shape of both models."""
+        return self.tuned.shape
+
+    @property
+    def decode(self) -> Callable[[Tensor], Tensor]:
+        """The decoder of the tuned model."""
+        return self.tuned.decode
+
+    def __call__(self, x: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
+        """The scaled prediction [B, *D]."""
+        return torch.lerp(self.reference(x, t, cond), self.tuned(x, t, cond), self.c)
+
+
+def check_memory(memory: float, c: float) -> None:
+    """Whether a correction by c is worth its while, given the correlation of start and end.
+
+    Warns where the correction is approximate. Raises GirsanovError where no correction is closer (Gaussian data, linear
+    reward).
+    """
+    if c == 1.0:
+        return
+    limit = (1 - c) / (1 + c)
+    if c < 1 and memory >= limit:
+        raise GirsanovError(
+            f"the sampler remembers its start (correlation {memory:.2f}), and from {limit:.2f} on scaling by "
+            f"c = {c:.2f} is further off than leaving the policy as it is: deploy it unscaled, train with eta >= 1, or "
+            "start from pure noise (rectified flow)"
+        )
+    if memory > NOTICEABLE:
+        warnings.warn(
+            f"the sampler remembers its start (correlation {memory:.2f}), so the deployment factor c = {c:.2f} is "
+            f"approximate: about {100 * memory:.0f} % of the tilt is missing",
+            stacklevel=3,
+        )
+
+
+def deploy_at(
+    policy: Policy,
+    eta_train: float,
+    eta_deploy: float,
+    exact: bool = True,
+    *,
+    name: str = "current",
+    memory: float | None = None,
+) -> ModelLike:
+    """The model to sample with noise ``eta_deploy``, of a policy that was trained with noise ``eta_train``.
+
+    Args:
+        policy: the tuned policy; its reference is the model it was tuned from.
+        eta_train: stochasticity of the training sampler (Flow-GRPO's level a is ``sqrt(2)`` times it).
+        eta_deploy: stochasticity of the sampler to be used, 0 for an ODE solver.
+        exact: two passes, ``reference + c (tuned - reference)``; else one pass with the weights (or the LoRA update)
+            scaled by c, which is the same to first order in what was learned.
+        name: whose weights: "current" or "ema".
+        memory: correlation of start and end under both samplers; by default that of the continuous process from t = 1
+            on data of unit standard deviation.
+
+    Raises:
+        GirsanovError: eta_train is not positive, or the process remembers so much that scaling does harm.
+    """
+    c = deployment_factor(eta_train, eta_deploy)
+    if memory is None:
+        process = policy.model.process
+        memory = memory_of(process, eta_train) * memory_of(process, eta_deploy)
+    check_memory(memory, c)
+    if c == 1.0:
+        return policy.view(name, "rollout")
+    if not exact:
+        return policy.view(name, "rollout", strength=c)
+    return Deployed(policy.view(name, "rollout"), policy.view("reference", "rollout"), c)
