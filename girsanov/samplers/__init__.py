@@ -10,6 +10,7 @@ from girsanov.samplers.euler import Euler as Euler
 from girsanov.samplers.euler_maruyama import EulerMaruyama as EulerMaruyama
 from girsanov.samplers.flow_sde import FlowSDE as FlowSDE
 from girsanov.samplers.gddim import GDDIM as GDDIM
+from girsanov.samplers.gddim_schedule import GDDIMSchedule as GDDIMSchedule
 from girsanov.samplers.heun import Heun as Heun
 from girsanov.samplers.memoryless_flow import MemorylessFlow as MemorylessFlow
 from girsanov.samplers.mixed import Mixed as Mixed
@@ -20,6 +21,7 @@ SAMPLERS: dict[str, type[Sampler]] = {
     "heun": Heun,
     "dpm-solver++2m": DPMSolverPP2M,
     "gddim": GDDIM,
+    "gddim-schedule": GDDIMSchedule,
     "euler-maruyama": EulerMaruyama,
     "flow-sde": FlowSDE,
     "dance-sde": DanceSDE,

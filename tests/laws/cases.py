@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor
 
+from girsanov.annealing import Constant, Staircase
 from girsanov.grids import Grid
 from girsanov.models import Model
 from girsanov.predictions import ROWS, Prediction
@@ -20,6 +21,7 @@ from girsanov.samplers import (
     Euler,
     EulerMaruyama,
     FlowSDE,
+    GDDIMSchedule,
     Heun,
     MemorylessFlow,
     Mixed,
@@ -44,6 +46,7 @@ DIALS: dict[str, list[Sampler]] = {
     "heun": [Heun()],
     "dpm-solver++2m": [DPMSolverPP2M()],
     "gddim": [GDDIM(e) for e in (0.0, 0.5, 1.0, 2.0)],
+    "gddim-schedule": [GDDIMSchedule(), GDDIMSchedule(Constant(1.0)), GDDIMSchedule(Staircase((2.0, 0.7)))],
     "euler-maruyama": [EulerMaruyama(e) for e in (0.0, 0.5, 1.0, 2.0)],
     "flow-sde": [FlowSDE(), FlowSDE(math.sqrt(2))],
     "dance-sde": [DanceSDE(), DanceSDE(1.0)],
