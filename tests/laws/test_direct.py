@@ -91,7 +91,7 @@ def test_the_full_gradient_is_the_slope_of_the_loss(name: str) -> None:
 
 @pytest.mark.parametrize("k", [1, 2, N])
 def test_a_linear_denoiser_gives_products_of_jacobians(k: int) -> None:
-    """Steps ``x_s = F_j x + c_j``, W_j enters with ``gain_j``: ``dr/dW_j = gain_j (F_N .. F_{j+1})^T grad r (x_j, 1)^T``."""
+    """Affine steps F_j, in which W_j enters with gain_j: ``dr/dW_j = gain_j (F_N .. F_{j+1})^T grad r (x_j, 1)^T``."""
     law, grid = Gaussian([0.8, -0.2], [[1.69, 0.3], [0.3, 0.8]]), Grid.uniform(N)
     reward = QuadraticReward([[1.5, 0.2], [0.2, 1.0]], [0.6, 0.1])
     policy = affine_policy(law.model(FLOW), grid, seed=1)

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from girsanov.models import ModelLike, velocity
 from girsanov.samplers.base import Sampler
@@ -65,7 +66,8 @@ def push(
     sampler: Sampler, model: ModelLike, tr: Transition, shift: Tensor, controls: Sequence[Tensor], cond: Cond | None
 ) -> Tensor:
     """``A delta x_t + sum_i B_i u_i``, [B, *D]; one JVP a stage."""
-    step = along(sampler, model, tr, cond)
-    zero = torch.zeros_like(tr.x_t)
-    at, tangents = (tr.x_t, *[zero] * len(tr.stages)), (shift, *controls)
-    return torch.func.jvp(lambda *inputs: step(*inputs)[0], at, tangents)[1]
+    with forward_ad.dual_level(), torch.no_grad():
+        x = forward_ad.make_dual(tr.x_t, shift)
+        moved = [forward_ad.make_dual(torch.zeros_like(u), u) for u in controls]
+        end, _ = along(sampler, model, tr, cond)(x, *moved)
+        return forward_ad.unpack_dual(end).tangent
