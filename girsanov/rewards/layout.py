@@ -4,10 +4,10 @@ With ink ``w >= 0`` at column u and row v (rows count downwards, both from the i
 weight w,
 
 .. math:: symmetric = - \sum_{pixels} (w - w_{mirrored})^2, \qquad
-    slanted = \frac{-\,Cov_w(u, v)}{Var_w(v)}
+    slanted = \frac{-\,Cov_w(u, v)}{Var_w(v)} \sum_{rows} |v|
 
-``slanted`` is the slope of the least-squares line of column on row: how many columns the writing leans to the right
-for each row up.
+The fraction is the slope of the least-squares line of column on row: how many columns the writing leans to the right
+for each row up. ``slanted`` adds what the rows are shifted by against upright writing.
 """
 
 import torch
@@ -39,7 +39,7 @@ class Slanted(Reward):
     differentiable = True
 
     def __call__(self, x: Tensor, prompts: Prompts) -> Tensor:
-        """Scores [B] of images [B, C, H, W], in columns a row."""
+        """Scores [B] of images [B, C, H, W], in pixels."""
         w = ink(x).clamp(min=0.0).sum(1) + PAPER
         height, wide = w.shape[1:]
         v = torch.arange(height, dtype=x.dtype, device=x.device)[:, None] - (height - 1) / 2
@@ -47,4 +47,4 @@ class Slanted(Reward):
         w = w / w.sum((1, 2), keepdim=True)
         mean_u, mean_v = (w * u).sum((1, 2), keepdim=True), (w * v).sum((1, 2), keepdim=True)
         covariance = (w * (u - mean_u) * (v - mean_v)).sum((1, 2))
-        return -covariance / (w * (v - mean_v).square()).sum((1, 2))
+        return -covariance / (w * (v - mean_v).square()).sum((1, 2)) * v.abs().sum()

@@ -10,7 +10,7 @@ with a box blur and paper around the image: near 1 where the neighbourhood holds
     bold &= \sum_{pixels} m \min(ink, 1) - 2 (1 - m)\, ink^2 \\
     thin &= \sum_{rows} \max_{columns} \min(ink, 1)
         - 2 \sum_{pixels} ink^2 \max(\mathrm{blur}_{3 \times 3}(ink) - 1/3,\, 0) \\
-    ink &= mean_{pixels}\ ink
+    ink &= \sum_{pixels} ink
 
 Bold grows strokes and keeps the paper clean. A line one pixel wide has a blur of 1/3 on itself, so thin charges only
 what is wider, and asks for some ink in every row.
@@ -70,11 +70,11 @@ class Thin(Reward):
 
 
 class Ink(Reward):
-    """The mean amount of ink; over-optimised, everything turns black."""
+    """The amount of ink; over-optimised, paper turns black too."""
 
     name = "ink"
     differentiable = True
 
     def __call__(self, x: Tensor, prompts: Prompts) -> Tensor:
-        """Scores [B] of images [B, C, H, W], between 0 and 1 for pixels in range."""
-        return ink(x).flatten(1).mean(1)
+        """Scores [B] of images [B, C, H, W], in pixels."""
+        return ink(x).flatten(1).sum(1)

@@ -87,8 +87,8 @@ def test_bold_charges_for_specks_on_paper() -> None:
     assert score("bold", speck) < score("bold", paper) == 0.0
 
 
-def test_ink_is_the_mean() -> None:
-    assert score("ink", line(2)) == pytest.approx(16 / 64)
+def test_ink_is_the_sum() -> None:
+    assert score("ink", line(2)) == pytest.approx(16.0)
 
 
 def test_symmetric_is_zero_for_a_mirrored_image_and_counts_pixels_otherwise() -> None:
@@ -97,13 +97,13 @@ def test_symmetric_is_zero_for_a_mirrored_image_and_counts_pixels_otherwise() ->
 
 
 @pytest.mark.parametrize("lean", [-2, 0, 2])
-def test_slanted_is_the_slope_of_the_writing(lean: int) -> None:
-    """Against the least-squares line through the inked pixels; blank ink of 1e-3 a pixel moves it by under 1 %."""
+def test_slanted_is_the_shift_of_the_rows(lean: int) -> None:
+    """16 times the slope of the least-squares line through the inked pixels; 1e-3 ink a pixel moves it by under 1 %."""
     x = line(1, lean)
     rows, columns = (x[0, 0] > 0).nonzero(as_tuple=True)
     v, u = rows.double(), columns.double()
     slope = -float(((u - u.mean()) * (v - v.mean())).sum() / ((v - v.mean()) ** 2).sum())
-    assert score("slanted", x) == pytest.approx(slope, rel=0.01, abs=1e-3)
+    assert score("slanted", x) == pytest.approx(16 * slope, rel=0.01, abs=0.02)
     assert (score("slanted", x) > 0.1) == (lean > 0)
 
 
