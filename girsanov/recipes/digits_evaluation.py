@@ -85,7 +85,8 @@ class Evaluator:
             "nearest": nearest(x.cpu(), self.data),
             "diversity": within_class(x.cpu(), labels),
         }
-        values["diversity"] = values["diversity"][values["diversity"].isfinite()]  # classes with one picture have none
+        for name in ("reward", "diversity"):  # a score that a pool dropped; a class with one picture
+            values[name] = values[name][values[name].isfinite()]
         found = {name: float(v.double().mean()) for name, v in values.items()}
         found |= {f"{name}_se": float(v.double().std()) / math.sqrt(len(v)) for name, v in values.items()}
         return found | {"worst_class": float(verdict.class_accuracy.nan_to_num(1.0).min())}

@@ -5,10 +5,11 @@ are scored; ``result`` waits and gives the scores in the order of the samples. A
 text, or the wrong number of scores fails for the samples of that call; one that returns NaN fails for those samples.
 What a failure means is an object: ``Raise()`` ends the run with a sentence (what was saved stays), ``Drop()`` scores
 NaN, which masks the sample out of the loss, ``Fallback(score)`` puts a number in its place. The last two log the
-sentence.
+sentence, the more rarely the more often it happens.
 """
 
 import logging
+import math
 import queue
 import threading
 import weakref
@@ -54,7 +55,6 @@ class Drop(OnFailure):
 
     def __call__(self, error: GirsanovError) -> float:
         """NaN."""
-        log.warning("%s (the samples are dropped)", error)
         return float("nan")
 
 
@@ -66,7 +66,6 @@ class Fallback(OnFailure):
 
     def __call__(self, error: GirsanovError) -> float:
         """The number."""
-        log.warning("%s (scored %g instead)", error, self.score)
         return self.score
 
 
@@ -131,13 +130,9 @@ class PooledReward(Reward):
         chunk: int | None = None,
     ) -> None:
         wrapped = as_reward(load_object(reward) if isinstance(reward, str) else reward)
-        self.reward, self.name, self.workers, self.timeout, self.retries = (
-            wrapped,
-            wrapped.name,
-            workers,
-            timeout,
-            retries,
-        )
+        self.reward, self.name, self.workers = wrapped, wrapped.name, workers
+        self.timeout, self.retries = timeout, retries
+        self.failures = 0
         if self.workers.count < 1 or retries < 0 or (chunk is not None and chunk < 1):
             raise GirsanovError("a pool needs at least one worker, at least 0 retries and at least one sample a call")
         if timeout is not None and timeout <= 0:
@@ -157,6 +152,15 @@ class PooledReward(Reward):
     def __call__(self, x: Tensor, prompts: Prompts) -> Tensor:
         """The scores [B], on the device of the samples."""
         return self.submit(x, prompts).result()[:, 0].to(x.device, x.dtype if x.is_floating_point() else None)
+
+    def replacement(self, error: GirsanovError) -> float:
+        """The score in place of one that failed. Logs the first, second, fourth, eighth, ... failure."""
+        score = self.on_failure(error)
+        self.failures += 1
+        if self.failures & (self.failures - 1) == 0:
+            fate = "dropped" if math.isnan(score) else f"scored {score:g} instead"
+            log.warning("%s (%s; failure %d)", error, fate, self.failures)
+        return score
 
     def close(self) -> None:
         """Ends the workers; calls that wait or run end in an error."""
@@ -189,11 +193,11 @@ class PooledScores:
         try:
             scores = future.result()
         except GirsanovError as error:
-            return torch.full((n,), self.pool.on_failure(error), dtype=torch.float64)
+            return torch.full((n,), self.pool.replacement(error), dtype=torch.float64)
         bad = ~scores.isfinite()
         if bool(bad.any()):
             sentence = GirsanovError(not_finite(self.pool.name, int(bad.sum()), n))
-            scores = scores.masked_fill(bad, self.pool.on_failure(sentence))
+            scores = scores.masked_fill(bad, self.pool.replacement(sentence))
         return scores
 
 

@@ -15,7 +15,7 @@ import torch
 
 from girsanov.errors import GirsanovError
 from girsanov.rewards.base import Reward
-from girsanov.rewards.pool import Drop, Fallback, PooledReward
+from girsanov.rewards.pool import Drop, Fallback, PooledReward, Raise
 from girsanov.rewards.scores import submit
 from girsanov.rewards.workers import Processes, Threads
 from girsanov.types import Cond, Prompts
@@ -90,10 +90,17 @@ def test_failures_can_pass(case, caplog):
     lost = [False, True, False, False] if case == "nan" else [True] * 4
     with caplog.at_level(logging.WARNING), PooledReward(fn, timeout=0.1, on_failure=Drop()) as pool:
         assert pool(images(4), requests(4)).isnan().tolist() == lost
-    assert caplog.messages == [f"{sentence} (the samples are dropped)"]
+    assert caplog.messages == [f"{sentence} (dropped; failure 1)"]
     with PooledReward(fn, timeout=0.1, on_failure=Fallback(-3.0)) as pool:
         assert (pool(images(4), requests(4)) == -3.0).tolist() == lost
-    assert caplog.messages[-1] == f"{sentence} (scored -3 instead)"
+    assert caplog.messages[-1] == f"{sentence} (scored -3 instead; failure 1)"
+
+
+def test_frequent_failures_are_logged_rarely(caplog):
+    with caplog.at_level(logging.WARNING), PooledReward(nan, chunk=1, on_failure=Drop()) as pool:
+        for _ in range(9):
+            pool(images(4), requests(4))
+    assert [m.rpartition(" ")[2] for m in caplog.messages] == ["1)", "2)", "4)", "8)"] and pool.failures == 9
 
 
 def test_only_the_failed_call_is_dropped():
@@ -166,7 +173,7 @@ def test_a_reward_sees_its_own_conditions_on_the_host_without_a_graph():
 def test_calls_that_never_come_back_are_not_started_for_ever():
     with PooledReward(hangs, workers=Threads(1), timeout=0.01, on_failure=Fallback(0.0), retries=15) as pool:
         pool(images(1), requests(1))
-        pool.on_failure = lambda error: (_ for _ in ()).throw(error)
+        pool.on_failure = Raise()
         with pytest.raises(GirsanovError, match="16 calls never came back, and a thread cannot be stopped"):
             pool(images(1), requests(1))
 
