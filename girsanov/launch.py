@@ -6,6 +6,7 @@ The first Ctrl-C (or SIGTERM) lets the iteration finish, saves and says how to g
 import json
 import os
 import signal
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,7 +28,6 @@ from girsanov.recipes import get_recipe
 from girsanov.recipes.base import Assembled, Recipe, RunConfig
 from girsanov.train import Callback, Run, train
 
-SAMPLES = 64  # pictured before and after
 SAMPLE_SEED = 20_000_003
 
 
@@ -166,7 +166,7 @@ def describe_run(launch: Launch, parts: Assembled) -> None:
 def draw_samples(folder: RunFolder, parts: Assembled) -> None:
     """Before and after, from the same noise."""
     for name, model in (("before", parts.run.reference()), ("after", parts.run.model())):
-        (folder.samples / f"{name}.png").write_bytes(parts.draw(parts.sample(model, SAMPLES, SAMPLE_SEED)))
+        (folder.samples / f"{name}.png").write_bytes(parts.draw(parts.sample(model, parts.pictured, SAMPLE_SEED)))
 
 
 @contextmanager
@@ -179,7 +179,8 @@ def interruptible(run: Run) -> Iterator[None]:
         run.stop(INTERRUPTED)
         tqdm.write("stopping after this iteration; once more to stop at once")
 
-    before = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
+    main = threading.current_thread() is threading.main_thread()  # only it may set handlers
+    before = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM) if main}
     try:
         yield
     finally:

@@ -7,6 +7,7 @@ annotations. A mistake raises ``GirsanovError``, not pydantic's own exception, w
 import dataclasses
 import difflib
 import functools
+import re
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, TypeVar, dataclass_transform
 
@@ -68,6 +69,7 @@ def complaint(e: Mapping[str, Any]) -> str:
     for start, end in (("Input should be ", "must be "), ("Value error, ", ""), ("Assertion failed, ", "")):
         if message.startswith(start):
             message = end + message.removeprefix(start)
+    message = re.sub(r"^\w+ should (have at (most|least) \d+ items?).*", r"must \1", message)
     message = message.split(", unable to parse")[0].split(", got a number")[0]
     return message[0].lower() + message[1:]
 

@@ -3,12 +3,12 @@ r"""Alarms: what a person who has seen many runs go wrong would look at, each wi
 An alarm looks at the metrics of an iteration and says nothing, or a sentence. It is recorded when it begins to ring
 (not at every iteration it goes on) in ``metrics.jsonl`` and in ``run.callback_state["alarms"]``.
 
-Reward hacking: with the judge's standard errors e, an evaluation rings if
+Reward hacking: with the judge's standard errors e, two evaluations differ beyond noise if
 
-.. math:: r_{now} > r_{best}, \qquad (j_{best} - j_{now}) > z \sqrt{e_{now}^2 + e_{best}^2}
+.. math:: |j_1 - j_2| > z \sqrt{e_1^2 + e_2^2}
 
-where "best" is the evaluation (the one before tuning included) with the best judge so far: since then the reward has
-risen and the judge has fallen by more than its noise.
+The alarm rings when the reward has risen and the judge is worse, beyond noise, than before tuning; or, at two
+evaluations in a row, than at the best evaluation so far (training wavers, and one bad evaluation is no trend).
 """
 
 import math
@@ -34,40 +34,54 @@ class Alarm(ABC):
 
 @dataclass(frozen=True)
 class RewardHacking(Alarm):
-    """The reward rises while the held-out judge falls by more than its noise.
+    """The reward rises while the held-out judge gets worse by more than its noise.
 
     Attributes:
         judge: name of the judge's number in the evaluation; ``NAME_se`` is its standard error.
         sign: 1 if a high judge is good, -1 if a low one is.
         z: how many standard errors are noise.
-        margin: a fall up to this much never rings.
+        margin: a change up to this much never rings.
+        patience: evaluations in a row that are worse than the best one before it rings.
     """
 
     judge: str = "judge"
     sign: float = 1.0
     z: float = 3.0
     margin: float = 0.0
+    patience: int = 2
 
     def check(self, run: Run, metrics: Mapping[str, float], memory: dict[str, Any]) -> str | None:
-        """Compares an evaluation with the best one before it."""
+        """Compares an evaluation with the one before tuning and with the best one since."""
         now = {k.removeprefix("eval/"): v for k, v in metrics.items() if k.startswith("eval/")}
-        best = memory.setdefault("best", {**run.callback_state.get("baseline", {}), "iteration": 0})
-        if self.judge not in now or "reward" not in now or self.judge not in best:
+        first = {**run.callback_state.get("baseline", {}), "iteration": 0}
+        if not {self.judge, "reward"} <= now.keys() & first.keys():
             return memory.get("ringing")
-        fall = self.sign * (best[self.judge] - now[self.judge])
-        noise = self.z * math.hypot(now.get(f"{self.judge}_se", 0.0), best.get(f"{self.judge}_se", 0.0))
-        if fall <= 0:
+        best = memory.setdefault("best", first)
+        if self.sign * (now[self.judge] - best[self.judge]) >= 0:
             memory["best"] = {**now, "iteration": run.done}
-        rings = fall > max(noise, self.margin) and now["reward"] > best["reward"]
-        memory["ringing"] = None
-        if rings:
-            memory["ringing"] = (
-                f"reward hacking: since iteration {best['iteration']} the reward rose from {best['reward']:.4g} to "
-                f"{now['reward']:.4g} while the held-out judge fell from {best[self.judge]:.4g} to "
-                f"{now[self.judge]:.4g}, beyond its noise of {noise:.2g}: stop earlier (the best checkpoint is kept), "
-                "weigh the KL more, or mend the reward"
-            )
+        memory["count"] = memory.get("count", 0) + 1 if self.hacked(best, now) else 0
+        since = first if self.hacked(first, now) else best if memory["count"] >= self.patience else None
+        memory["ringing"] = None if since is None else self.sentence(since, now)
         return memory["ringing"]
+
+    def hacked(self, before: Mapping[str, float], now: Mapping[str, float]) -> bool:
+        """Whether the reward rose and the judge got worse beyond its noise between two evaluations."""
+        loss = self.sign * (before[self.judge] - now[self.judge])
+        return loss > max(self.noise(before, now), self.margin) and now["reward"] > before["reward"]
+
+    def noise(self, before: Mapping[str, float], now: Mapping[str, float]) -> float:
+        """How far two evaluations of the judge may differ by chance."""
+        error = f"{self.judge}_se"
+        return self.z * math.hypot(before.get(error, 0.0), now.get(error, 0.0))
+
+    def sentence(self, before: Mapping[str, float], now: Mapping[str, float]) -> str:
+        """What happened, and what to do."""
+        return (
+            f"reward hacking: since iteration {before['iteration']:.0f} the reward rose from {before['reward']:.4g} to "
+            f"{now['reward']:.4g} and the held-out judge got worse, from {before[self.judge]:.4g} to "
+            f"{now[self.judge]:.4g}, beyond its noise of {self.noise(before, now):.2g}: stop earlier (the best "
+            "checkpoint is kept), weigh the KL more, or mend the reward"
+        )
 
 
 @dataclass(frozen=True)

@@ -31,18 +31,32 @@ from girsanov.methods.base import Method
 from girsanov.models import Model, ModelLike
 from girsanov.nets import MLPConfig
 from girsanov.noise import Noise
+from girsanov.pairs import simulate_pairs
 from girsanov.problems import Mixture, QuadraticReward, expected_reward, tilt, tilt_kl
 from girsanov.processes import RectifiedFlow
-from girsanov.prompts import ClassPrompts
+from girsanov.prompts import ClassPrompts, groups_in
 from girsanov.recipes.base import Assembled, Metric, Recipe, RunConfig, Samples
 from girsanov.rollout import rollout
 from girsanov.samplers.base import Sampler
 from girsanov.settings import Count, Natural, Positive, settings
-from girsanov.train import Run, TrainConfig
+from girsanov.train import PromptSource, Run, TrainConfig
 from girsanov.types import Cond
 
 NEIGHBOUR = 5  # k of the entropy estimate
 EVALUATION_SEED = 1_000_003
+PAIR_SEED = 7_000_003
+
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "am": {"method": {"grid": {"kind": "uniform", "n": 20}}},
+    "ode-am": {"method": {"cost": {"kind": "quadratic", "lam": 1.0}}},
+    "draft": {"method": {"truncation": {"kind": "last", "k": 3}}, "train": {"lr": 1e-3, "iterations": 40}},
+    "draft-lv": {"train": {"lr": 1e-3, "iterations": 40}},
+    "refl": {"train": {"lr": 1e-3, "iterations": 40}},
+    "clipped-pg": {"train": {"lr": 1e-3, "iterations": 40}},
+    "nft": {"train": {"lr": 1e-3, "iterations": 40}},
+    "diffusion-dpo": {"method": {"weight": {"kind": "constant", "beta": 5.0}}, "train": {"iterations": 200}},
+}
+"""Settings by method. Those without a KL term have no stopping point of their own: a small rate, and few iterations."""
 
 
 @settings
@@ -54,7 +68,8 @@ class MixtureConfig(RunConfig):
         beta: weight of the KL in the law that is aimed at.
         components: how many Gaussians stand on a circle.
         radius, spread: of the circle, and standard deviation of each Gaussian.
-        batch: samples an iteration.
+        batch, group_size: samples an iteration, over all processes, and of a group that is compared.
+        pairs: for methods that learn from pairs: how many are simulated, judged by the reward at temperature beta.
         width: of the tuned network.
         sampler, grid: what evaluations sample with.
         samples: how many they draw.
@@ -69,6 +84,8 @@ class MixtureConfig(RunConfig):
     radius: Positive = 2.0
     spread: Positive = 0.35
     batch: Count = 128
+    group_size: Count = 16
+    pairs: Count = 4096
     width: Count = 64
     sampler: Part[Sampler] = Part("heun")
     grid: Part[Grid] = Part("uniform", {"n": 20})
@@ -94,14 +111,11 @@ class MixtureRecipe(Recipe):
     name: ClassVar[str] = "mixture"
     summary: ClassVar[str] = "Gaussians in the plane, a reward with a known answer; seconds"
     config: ClassVar[type[RunConfig]] = MixtureConfig
-    methods: ClassVar[Sequence[str]] = ("am", "ode-am")
+    methods: ClassVar[Sequence[str]] = tuple(DEFAULTS)
 
     def defaults(self, method: str) -> dict[str, Any]:
         """Grids and rates seen to work for each method."""
-        return {
-            "am": {"method": {"grid": {"kind": "uniform", "n": 20}}},
-            "ode-am": {"method": {"cost": {"kind": "quadratic", "lam": 1.0}}},
-        }.get(method, {})
+        return DEFAULTS.get(method, {})
 
     def build(self, config: MixtureConfig, device: torch.device, accelerator: Any = None) -> Assembled:
         """The exact model, the reward, the method, and the evaluation against the exact law."""
@@ -114,11 +128,14 @@ class MixtureRecipe(Recipe):
         )
         policy = config.policy(Model(net.to(device), process, "velocity", (2,)))
         method = make(Method, config.method, reward, process)
-        prompts = ClassPrompts(
-            num_classes=1, groups_per_batch=max(1, config.batch // 16), group_size=16, seed=config.train.seed
-        )
-        run = Run(policy, method, config.train, prompts, accelerator)
         sampler, grid = make(Sampler, config.sampler), make(Grid, config.grid, process)
+        source: PromptSource = prompts_of(config, config.batch)
+        if method.data == "pairs":
+            base, many = policy.view("reference", "rollout"), prompts_of(config, config.pairs).batch(0).to(device)
+            source = simulate_pairs(
+                base, sampler, grid, reward, many, bt_temperature=beta, batch_size=config.batch, seed=PAIR_SEED
+            )
+        run = Run(policy, method, config.train, source, accelerator)
 
         def sample(model: ModelLike, n: int, seed: int) -> Samples:
             noise = Noise(seed, 0, torch.arange(n), device=device)
@@ -143,11 +160,18 @@ class MixtureRecipe(Recipe):
                 Metric("diversity", "Diversity (mean distance)"),
                 Metric("kl", "KL from the pretrained model"),
             ),
-            f"A mixture of {config.components} Gaussians in the plane, tuned to r(x) = {config.slope[0]:g} x + "
-            f"{config.slope[1]:g} y - {config.curvature:g} |x|²/2. The answer is known: p_ref exp(r / {beta:g}) / Z.",
+            f"A mixture of {config.components} Gaussians in the plane, tuned to {formula(config)}. The answer is "
+            f"known: the pretrained density times exp(reward / {beta:g}), normalised; orange contours show it.",
             {"Exact answer": f"reward {exact:.3f} at a KL of {kl:.3f} from the pretrained model"},
             write,
+            pictured=600,
         )
+
+
+def prompts_of(config: MixtureConfig, n: int) -> ClassPrompts:
+    """Requests for n samples; there is one prompt."""
+    size = config.group_size
+    return ClassPrompts(num_classes=1, groups_per_batch=groups_in(n, size), group_size=size, seed=config.train.seed)
 
 
 def data_law(config: MixtureConfig) -> Mixture:
@@ -156,6 +180,13 @@ def data_law(config: MixtureConfig) -> Mixture:
     means = config.radius * torch.stack([angle.cos(), angle.sin()], 1)
     covs = config.spread**2 * torch.eye(2, dtype=torch.float64).expand(config.components, 2, 2)
     return Mixture(torch.ones(config.components), means, covs)
+
+
+def formula(config: MixtureConfig) -> str:
+    """The reward as people write it."""
+    terms = [(config.slope[0], "x"), (config.slope[1], "y"), (-config.curvature / 2, "(x² + y²)")]
+    text = " ".join(f"{'-' if c < 0 else '+'} {'' if abs(c) == 1 else f'{abs(c):g} '}{name}" for c, name in terms if c)
+    return f"the reward {text.removeprefix('+ ') or '0'}"
 
 
 def reward_of(config: MixtureConfig) -> QuadraticReward:

@@ -14,7 +14,7 @@ from girsanov.errors import GirsanovError
 from girsanov.folder import RunFolder
 from girsanov.report.data import RunData, Shown
 from girsanov.report.run import STYLES, Chart, pictures, plot, render
-from girsanov.report.svg import Line, legend, number
+from girsanov.report.svg import Line, legend, rounded
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Entry:
         if len(values) == 1:
             return f"{metric.text(which)} {metric.interval(which)}".strip()
         half = float(student.ppf(0.975, len(values) - 1)) * stdev(values) / math.sqrt(len(values))
-        return f"{number(mean(values), metric.percent)} ± {number(half, metric.percent)}"
+        return " ± ".join(rounded(mean(values), half, metric.percent))
 
 
 def read_entry(path: Path) -> Entry:

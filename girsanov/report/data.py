@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from girsanov.folder import RunFolder
-from girsanov.report.svg import number
+from girsanov.report.svg import rounded
 
 Z = 1.96  # half-width of a 95 % interval, in standard errors
 
@@ -57,12 +57,12 @@ class Shown:
         value = getattr(self, which)
         if value is None:
             return "–"
-        return number(value, self.percent)
+        return rounded(value, getattr(self, f"{which}_error"), self.percent)[0]
 
     def interval(self, which: str) -> str:
         """``± half-width``, if it is known."""
-        error = getattr(self, f"{which}_error")
-        return f"± {number(error, self.percent)}" if error else ""
+        value, error = getattr(self, which), getattr(self, f"{which}_error")
+        return f"± {rounded(value, error, self.percent)[1]}" if error and value is not None else ""
 
 
 @dataclass(frozen=True)

@@ -51,14 +51,14 @@ class Scale:
 
 def ticks(low: float, high: float, count: int = 4) -> list[float]:
     """Round numbers that cover a range."""
-    if not high > low:
+    if high - low <= 1e-9 * max(abs(low), abs(high), 1e-9):  # one value, up to rounding
         pad = abs(low) * 0.1 or 1.0
         low, high = low - pad, high + pad
     raw = (high - low) / count
     power = 10 ** math.floor(math.log10(raw))
     step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= raw * 0.999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [round(i * step, 12) for i in range(first, last + 1)]
+    return [float(f"{i * step:.12g}") for i in range(first, last + 1)]
 
 
 def number(value: float, percent: bool = False) -> str:
@@ -68,6 +68,18 @@ def number(value: float, percent: bool = False) -> str:
     if value != 0 and (abs(value) >= 1e5 or abs(value) < 1e-3):
         return f"{value:.2g}"
     return f"{value:.4g}"
+
+
+def rounded(value: float, error: float, percent: bool = False) -> tuple[str, str]:
+    """A value and the half-width of its interval, to the error's two leading digits: ("1.729", "0.046")."""
+    if not (error > 0 and math.isfinite(value) and math.isfinite(error)):
+        return number(value, percent), ""
+    scale = 100.0 if percent else 1.0
+    places = max(0, 1 - math.floor(math.log10(error * scale)))
+    unit = " %" if percent else ""
+    if places > 6:
+        return number(value, percent), number(error, percent)
+    return f"{scale * value:.{places}f}{unit}", f"{scale * error:.{places}f}{unit}"
 
 
 def chart(lines: Sequence[Line], label: str, x_label: str = "iteration", percent: bool = False) -> str:

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 from girsanov.report.data import RunData, Shown
-from girsanov.report.svg import number
 
 
 @dataclass(frozen=True)
@@ -39,6 +38,6 @@ def change(metric: Shown) -> str:
     assert metric.before is not None and metric.after is not None
     name = metric.label if metric.label[1:2].isupper() else metric.label[0].lower() + metric.label[1:]
     if abs(metric.after - metric.before) <= metric.noise:
-        return f"{name} held at {number(metric.after, metric.percent)}"
+        return f"{name} held at {metric.text('after')}"
     verb = "rose" if metric.after > metric.before else "fell"
-    return f"{name} {verb} from {number(metric.before, metric.percent)} to {number(metric.after, metric.percent)}"
+    return f"{name} {verb} from {metric.text('before')} to {metric.text('after')}"

@@ -1,0 +1,1 @@
+"""What is added to networks that were made elsewhere."""
