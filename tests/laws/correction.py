@@ -32,9 +32,14 @@ class Correction(nn.Module):
         return self.exact(x, t, cond) + move.view_as(x).to(x.dtype)
 
 
-def tunable(model: Model, grid: Grid, scale: float = 0.0, seed: int = 0) -> Policy:
-    """A policy whose reference is the given model; with a scale its weights have moved away from it."""
-    policy = Policy(Model(Correction(model, grid), model.process, model.prediction, model.shape))
+def tunable(model: Model, grid: Grid, scale: float = 0.0, seed: int = 0, slope: bool = True) -> Policy:
+    """A policy whose reference is the given model; with a scale its weights have moved away from it.
+
+    Without ``slope`` the correction is a shift alone.
+    """
+    net = Correction(model, grid)
+    net.M.requires_grad_(slope)
+    policy = Policy(Model(net, model.process, model.prediction, model.shape))
     g = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for p in policy.parameters():
