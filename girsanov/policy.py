@@ -1,19 +1,23 @@
 r"""The model being tuned, with its frozen reference and its moving copies, as views that share what they can.
 
 A view is a ``Model``. Nothing is switched to make one: a view runs the same modules with other parameter tensors
-(``torch.func.functional_call``), so views can be mixed freely within one graph, under activation checkpointing and
-while others are alive. Moving copies ("ema", "old") hold the trainable parameters only.
+(``torch.func.functional_call``), so views can be mixed freely within one graph, under activation checkpointing of
+whole passes and while others are alive. Moving copies ("ema", "old") hold the trainable parameters only.
 
-The reference at LoRA costs nothing: it is the adapted network with every ``lora_B`` at zero, equal to the bit to the
-network without adapters. With full weights it is a frozen copy of the trainable parameters.
+The reference of a LoRA parameter costs nothing: it is the adapted network with every ``lora_B`` at zero, equal to the
+bit to the network without adapters. Of any other trainable parameter a frozen copy is kept.
 
-``strength`` moves between reference and tuned: ``theta_ref + c (theta - theta_ref)`` with full weights, ``c B A``
-with LoRA.
+``strength`` moves between reference and tuned: ``theta_ref + c (theta - theta_ref)``, and ``c B A`` with LoRA.
+
+Checkpointing *inside* a network recomputes its blocks during the backward pass, when the parameters of a view are gone
+again: the gradient would silently be that of the current weights. Views other than "current" therefore switch the
+``gradient_checkpointing`` flag of submodules (the convention of diffusers and transformers) off while they run.
 """
 
 import copy
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -23,27 +27,36 @@ from girsanov.errors import GirsanovError
 from girsanov.models import Guided, Model
 from girsanov.types import Cond
 
+USES = ("rollout", "adjoint", "train")
+"""What a view is used for; each may be guided on its own."""
+
 
 class Policy:
     """Trainable parameters, their reference and their moving copies.
 
     Args:
-        model: its ``net`` is a module; the parameters that require a gradient are tuned (all of them, or adapters).
+        model: its ``net`` is a module; the parameters that require a gradient are tuned (all of them, or adapters). It
+            is put in evaluation mode: dropout would make every pass another function.
         guidance: scale of classifier-free guidance per use: "rollout", "adjoint", "train"; a missing use is unguided.
+
+    Raises:
+        GirsanovError: a net that is no module, nothing to train, an unknown use of guidance.
     """
 
     def __init__(self, model: Model, guidance: Mapping[str, float] | None = None) -> None:
         if not isinstance(model.net, nn.Module):
             raise GirsanovError("a policy tunes the parameters of a torch.nn.Module: give Model(net=module, ...)")
         self.model = model
-        self.net: nn.Module = model.net
+        self.net: nn.Module = model.net.eval()
         self.guidance = dict(guidance or {})
+        unknown = set(self.guidance) - set(USES)
+        if unknown:
+            raise GirsanovError(f"guidance is set for {', '.join(USES)}, not for {', '.join(sorted(unknown))}")
         self.names = [name for name, p in self.net.named_parameters() if p.requires_grad]
         if not self.names:
             raise GirsanovError("no parameter requires a gradient: unfreeze the network or add adapters before tuning")
-        self.is_lora = any("lora_B" in name for name in self.names)
         self.copies: dict[str, dict[str, Tensor]] = {}
-        self._reference = {} if self.is_lora else self._snapshot()
+        self._reference = {n: w for n, w in self._snapshot().items() if not is_lora(n)}
 
     @property
     def dtype(self) -> torch.dtype:
@@ -71,10 +84,14 @@ class Policy:
             raise GirsanovError(f"the policy has no view {name!r}: it has {known} (keep_copy makes one)")
         return self.copies[name]
 
-    def _scaled(self, weights: Mapping[str, Tensor], strength: float) -> dict[str, Tensor]:
-        if self.is_lora:
-            return {n: strength * w if "lora_B" in n else w for n, w in weights.items()}
-        return {n: torch.lerp(self._reference[n], w, strength) for n, w in weights.items()}
+    def _scaled(self, name: str, w: Tensor, strength: float) -> Tensor:
+        if is_lora(name):
+            return strength * w if "lora_B" in name else w
+        return torch.lerp(self._reference[name], w, strength)
+
+    def _reference_weights(self) -> dict[str, Tensor]:
+        current = self._weights("current")
+        return {n: (self._scaled(n, w.detach(), 0.0) if is_lora(n) else self._reference[n]) for n, w in current.items()}
 
     def view(self, name: str = "current", use: str | None = None, strength: float = 1.0) -> Model | Guided:
         """The model with the weights of a view: "current", "reference", or a moving copy ("ema", "old").
@@ -84,15 +101,13 @@ class Policy:
             use: "rollout", "adjoint" or "train": picks the guidance set for that use.
             strength: 0 is the reference, 1 the named weights, more extrapolates.
         """
-        if name == "reference":
-            weights = self._scaled(self._weights("current"), 0.0) if self.is_lora else self._reference
-            weights = {n: w.detach() for n, w in weights.items()}
-        else:
-            weights = self._weights(name)
-            if strength != 1.0:
-                weights = self._scaled(weights, strength)
+        weights = self._reference_weights() if name == "reference" else self._weights(name)
+        if name != "reference" and strength != 1.0:
+            weights = {n: self._scaled(n, w, strength) for n, w in weights.items()}
         live = name == "current" and strength == 1.0
         model = self.model if live else dataclasses.replace(self.model, net=Frozen(self.net, weights))
+        if use is not None and use not in USES:
+            raise GirsanovError(f"a view is used for {', '.join(USES)}, not for {use}")
         scale = self.guidance.get(use, 1.0) if use else 1.0
         return model if scale == 1.0 else Guided(model, scale)
 
@@ -134,7 +149,26 @@ class Frozen:
         self.net, self.weights = net, dict(weights)
 
     def __call__(self, x: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
-        return functional_call(self.net, self.weights, (x, t, cond))
+        with stored_activations(self.net):
+            return functional_call(self.net, self.weights, (x, t, cond))
+
+
+@contextmanager
+def stored_activations(net: nn.Module) -> Iterator[None]:
+    """Switches checkpointing inside a network off while it runs (the module's docstring says why)."""
+    on = [m for m in net.modules() if getattr(m, "gradient_checkpointing", False)]
+    for module in on:
+        module.gradient_checkpointing = False  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        for module in on:
+            module.gradient_checkpointing = True  # type: ignore[assignment]
+
+
+def is_lora(name: str) -> bool:
+    """Whether a parameter belongs to a low-rank adapter (PEFT's names)."""
+    return "lora_A" in name or "lora_B" in name
 
 
 def trainable_copy(model: Model) -> Model:
