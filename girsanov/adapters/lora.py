@@ -1,7 +1,7 @@
 r"""Low-rank adapters: train ``W + (alpha / r) B A`` with ``B = 0`` at the start, and nothing else.
 
-Hu et al. 2021, arXiv:2106.09685. The adapters are peft's; ``alpha = r``, so the scale is 1 and the policy's strength is
-the only dial.
+Hu et al. 2021, arXiv:2106.09685, section 4.1. The adapters are peft's. By default ``alpha = r``, so the scale is 1 and
+the policy's strength is the only dial.
 """
 
 from collections.abc import Sequence
@@ -12,14 +12,19 @@ from torch import nn
 from girsanov.errors import GirsanovError
 
 
-def add_lora(net: object, rank: int = 8, targets: Sequence[str] | None = None, seed: int = 0) -> None:
-    """Freezes a network and adds adapters to its linear layers, in place.
+def add_lora(
+    net: object, rank: int = 8, targets: Sequence[str] | None = None, seed: int = 0, alpha: int | None = None
+) -> None:
+    """Freezes a network and adds adapters to its linear layers, in place (a large one has no room for a copy).
+
+    The network stays the same function, to the bit, until the adapters are trained.
 
     Args:
         net: a torch.nn.Module.
         rank: r.
         targets: names of the layers, or ends of names; all linear layers by default.
         seed: of the initial values of A.
+        alpha: scale of the adapters times r; r by default.
 
     Raises:
         GirsanovError: peft is not installed, no layer fits, or the network has adapters already.
@@ -32,6 +37,8 @@ def add_lora(net: object, rank: int = 8, targets: Sequence[str] | None = None, s
         raise GirsanovError("adapters are added to a torch.nn.Module: give Model(net=module, ...)")
     if any("lora_" in name for name, _ in net.named_parameters()):
         raise GirsanovError("the network has adapters already: give it without")
+    if rank < 1:
+        raise GirsanovError(f"the rank of an adapter must be at least 1, not {rank}")
     names = [name for name, module in net.named_modules() if isinstance(module, nn.Linear)]
     chosen = [n for n in names if targets is None or any(n == t or n.endswith(f".{t}") for t in targets)]
     if not chosen:
@@ -41,7 +48,7 @@ def add_lora(net: object, rank: int = 8, targets: Sequence[str] | None = None, s
     device = next(net.parameters()).device
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=chosen), net)
+        inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=alpha or rank, target_modules=chosen), net)
     net.to(device)
     for name, p in net.named_parameters():
         p.requires_grad_("lora_" in name)
