@@ -35,10 +35,16 @@ def tiny_prompts(batch: int = 8) -> ClassPrompts:
     return ClassPrompts(num_classes=4, groups_per_batch=batch // 2, group_size=2)
 
 
-def tiny_run(method: Method | None = None, accelerator: object = None, batch: int = 8, **train: object) -> Run:
+def tiny_run(
+    method: Method | None = None,
+    accelerator: object = None,
+    batch: int = 8,
+    dtype: torch.dtype = torch.float64,
+    **train: object,
+) -> Run:
     """The run; ``train`` replaces settings."""
     method = method or ODEAdjointMatching(reward=LinearReward([1.0, 0.5]), grid=Grid.uniform(4))
-    return Run(tiny_policy(), method, TrainConfig(**{**SETTINGS, **train}), tiny_prompts(batch), accelerator)
+    return Run(tiny_policy(dtype), method, TrainConfig(**{**SETTINGS, **train}), tiny_prompts(batch), accelerator)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,58 @@
+"""One process and two (gloo, one machine) give the same curve and the same mean gradient, to 1e-6 relative."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.equivalence.two_processes import METHODS_HERE, main
+
+ROOT = Path(__file__).resolve().parents[2]
+NOT_MEANS = {"ratio_min", "ratio_max", "first/ratio_min", "first/ratio_max", "reward_std", "old_gap"}
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Any]:
+    """What one and two processes wrote."""
+    results = {}
+    one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
+    main(one, None)
+    results[1] = json.loads((one / "found.json").read_text())
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--no-python"]
+    script = [sys.executable, "-m", "tests.equivalence.two_processes", str(two)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run([*command, *script], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    results[2] = json.loads((two / "found.json").read_text())
+    return results
+
+
+def test_the_world_sizes_are_what_they_should_be(found: dict[int, Any]) -> None:
+    assert (found[1]["world_size"], found[2]["world_size"]) == (1, 2)
+
+
+@pytest.mark.parametrize("name", METHODS_HERE)
+def test_the_curves_agree(found: dict[int, Any], name: str) -> None:
+    one, two = found[1][name]["curve"], found[2][name]["curve"]
+    assert len(one) == len(two) == 3
+    for a, b in zip(one, two, strict=True):
+        assert a.keys() == b.keys()
+        for key in a.keys() - NOT_MEANS:
+            assert b[key] == pytest.approx(a[key], rel=1e-6, abs=1e-12), key
+
+
+@pytest.mark.parametrize("name", METHODS_HERE)
+def test_the_mean_gradients_agree(found: dict[int, Any], name: str) -> None:
+    for a, b in zip(found[1][name]["gradients"], found[2][name]["gradients"], strict=True):
+        size = max(abs(x) for x in a)
+        assert size > 0
+        assert max(abs(x - y) for x, y in zip(a, b, strict=True)) <= 1e-6 * size
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_a_resumed_run_is_the_same_on_every_number_of_processes(found: dict[int, Any], world_size: int) -> None:
+    assert found[world_size]["resumed"] == {"same_random": True, "same_curve": True}

@@ -1,0 +1,61 @@
+"""Trains the tiny run on as many processes as it is launched with; process 0 writes curve, gradient and world size."""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from girsanov.checkpoint import load, save
+from girsanov.grids import Grid
+from girsanov.methods import METHODS
+from girsanov.problems import LinearReward
+from girsanov.train import Run, iterate
+from tests.tiny import tiny_run
+
+METHODS_HERE = ("ode-am", "am", "clipped-pg", "nft")
+
+
+def curve(run: Run, n: int) -> list[dict[str, float]]:
+    """The metrics of n iterations, times left out."""
+    rows = []
+    for _ in range(n):
+        rows.append({k: v for k, v in iterate(run).items() if not k.startswith("time/")})
+        run.done += 1
+    return rows
+
+
+def main(out: Path, accelerator: Accelerator | None) -> None:
+    """Everything that is compared between one and two processes."""
+    torch.set_num_threads(1)
+    found: dict[str, object] = {"world_size": 1 if accelerator is None else accelerator.num_processes}
+    for name in METHODS_HERE:
+        method = METHODS[name](reward=LinearReward([1.0, 0.5]), grid=Grid.uniform(4))
+        run = tiny_run(method, accelerator, iterations=3, max_grad_norm=None)
+        gradients: list[torch.Tensor] = []
+        step = run.optimizers["policy"].step
+
+        def keep(run: Run = run, gradients: list[torch.Tensor] = gradients, step: object = step) -> None:
+            gradients.append(torch.cat([p.grad.flatten() for p in run.policy.parameters() if p.grad is not None]))
+            step()
+
+        run.optimizers["policy"].step = keep
+        found[name] = {"curve": curve(run, 3), "gradients": [g.tolist() for g in gradients]}
+    run = tiny_run(None, accelerator, iterations=6)
+    torch.manual_seed(run.reduce.rank)  # each process its own random state: all of them must come back
+    curve(run, 2)
+    path = save(run, out / "checkpoints")
+    drawn = float(torch.rand(()))
+    rest = curve(run, 2)
+    if accelerator is not None:
+        accelerator.wait_for_everyone()
+    other = tiny_run(None, accelerator, iterations=6)
+    load(other, path or out / "checkpoints" / "0000002")
+    found["resumed"] = {"same_random": drawn == float(torch.rand(())), "same_curve": curve(other, 2) == rest}
+    if run.reduce.rank == 0:
+        (out / "found.json").write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Accelerator(cpu=True))
