@@ -44,9 +44,10 @@ def test_each_step_has_its_eta() -> None:
 
 def test_eta_over_training() -> None:
     schedule = AnnealedEta(Linear(2.0, 0.5))
-    etas = [schedule.at(GDDIM(9.0), Turn(0, i, 4)).eta for i in range(4)]
+    grid = Grid.uniform(4)
+    etas = [schedule.at(GDDIM(9.0), grid, Turn(0, i, 4)).eta for i in range(4)]
     assert etas == [2.0, 1.5, 1.0, 0.5]
-    moved = schedule.at(Mixed(FlowSDE(), DPMSolverPP2M(), 1, 2), Turn(0, 3, 4))
+    moved = schedule.at(Mixed(FlowSDE(), DPMSolverPP2M(), 1, 2), grid, Turn(0, 3, 4))
     assert moved == Mixed(FlowSDE(0.5 * math.sqrt(2)), DPMSolverPP2M(), 1, 2)
 
 

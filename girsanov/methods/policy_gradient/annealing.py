@@ -7,6 +7,8 @@ it). A policy that ends at eta is deployed with the factor of that eta, if it ha
 from dataclasses import dataclass
 
 from girsanov.annealing import Curve, Linear
+from girsanov.grids import Grid
+from girsanov.grids import Grid
 from girsanov.methods.base import Turn
 from girsanov.methods.policy_gradient.schedules import SamplerSchedule
 from girsanov.samplers.base import Sampler
@@ -19,6 +21,6 @@ class AnnealedEta(SamplerSchedule):
 
     curve: Curve = Linear()
 
-    def at(self, sampler: Sampler, turn: Turn) -> Sampler:
+    def at(self, sampler: Sampler, grid: Grid, turn: Turn) -> Sampler:
         """The sampler at this iteration's eta."""
         return with_eta(sampler, self.curve.at(min(1.0, turn.index / max(1, turn.total - 1))))
