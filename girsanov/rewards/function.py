@@ -11,7 +11,7 @@ from torch import Tensor
 
 from girsanov.errors import GirsanovError
 from girsanov.rewards.base import Reward
-from girsanov.rewards.scores import as_scores, check_finite
+from girsanov.rewards.scores import as_scores, check_finite, told
 from girsanov.types import Prompts
 
 
@@ -39,27 +39,36 @@ class FunctionReward(Reward):
     def __call__(self, x: Tensor, prompts: Prompts) -> Tensor:
         """The function's scores [B].
 
-        Raises GirsanovError if they are not B finite numbers, or carry no gradient though one is asked for.
+        Raises GirsanovError if the function raises, if they are not B finite numbers, or if they carry no gradient
+        though one is asked for.
         """
         if self.differentiable:
             scores = self._attached(x, list(prompts.meta))
         else:
             with torch.no_grad():
-                scores = as_scores(self.fn(x.detach(), list(prompts.meta)), len(x), self.name)
+                scores = self._called(x.detach(), list(prompts.meta), False)
         check_finite(scores.detach(), self.name)
         return scores
 
     def _attached(self, x: Tensor, meta: list[Any]) -> Tensor:
         wanted = x.requires_grad and torch.is_grad_enabled()
-        try:
-            scores = as_scores(self.fn(x, meta), len(x), self.name)
-        except RuntimeError as error:
-            if wanted and "requires grad" in str(error):  # numpy() of a tensor in a graph
-                raise self._no_gradient() from error
-            raise
+        scores = self._called(x, meta, wanted)
         if wanted and not scores.requires_grad:
             raise self._no_gradient()
         return scores
+
+    def _called(self, x: Tensor, meta: list[Any], wanted: bool) -> Tensor:
+        try:
+            return as_scores(self.fn(x, meta), len(x), self.name)
+        except GirsanovError:
+            raise
+        except Exception as error:
+            if wanted and "requires grad" in str(error):  # numpy() of a tensor in a graph
+                raise self._no_gradient() from error
+            raise GirsanovError(
+                f"the reward {self.name!r} raised {told(error)}; mend it, or let failures pass with "
+                "PooledReward(..., on_failure=drop)"
+            ) from error
 
     def _no_gradient(self) -> GirsanovError:
         return GirsanovError(

@@ -260,7 +260,7 @@ class Crew:
                 )
             except Failed as failed:
                 error = GirsanovError(
-                    f"the reward {self.name!r} raised {failed.kind}: {failed.message}{tries}; mend it, or let failures "
+                    f"the reward {self.name!r} raised {failed}{tries}; mend it, or let failures "
                     "pass with on_failure=drop"
                 )
             except GirsanovError as sentence:

@@ -4,7 +4,9 @@ An advantage can so normalise each reward on its own before they are summed (``W
 reward R = 1), and a sampler can go on while a slow reward is at work.
 """
 
+import sysconfig
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -13,6 +15,9 @@ from torch import Tensor
 from girsanov.errors import GirsanovError
 from girsanov.rewards.base import Reward
 from girsanov.types import Prompts
+
+PACKAGE = Path(__file__).resolve().parent.parent
+STDLIB = sysconfig.get_path("stdlib")
 
 
 class Pending(Protocol):
@@ -109,3 +114,15 @@ def not_finite(name: str, bad: int, n: int) -> str:
         f"the reward {name!r} returned NaN or infinity for {bad} of {n} samples: clamp what it divides by or takes the "
         "log of, or let such samples pass with PooledReward(..., on_failure=drop)"
     )
+
+
+def told(error: BaseException) -> str:
+    """``Type: message (file.py, line n)`` in one line, with the last line of the user's own code on the way."""
+    place, trace = "", error.__traceback__
+    while trace is not None:
+        path = Path(trace.tb_frame.f_code.co_filename)
+        installed = "site-packages" in path.parts or path.is_relative_to(STDLIB)
+        if path.suffix == ".py" and not installed and not path.is_relative_to(PACKAGE):
+            place = f" ({path.name}, line {trace.tb_lineno})"
+        trace = trace.tb_next
+    return f"{type(error).__name__}: {' '.join(str(error).split()) or 'no message'}{place}"

@@ -19,6 +19,7 @@ from girsanov.errors import GirsanovError
 from girsanov.rewards.base import Reward
 from girsanov.rewards.pool import as_call
 from girsanov.rewards.remote import is_loopback
+from girsanov.rewards.scores import told
 from girsanov.rewards.wire import TOKEN_VARIABLE, answer, read_request
 
 log = logging.getLogger("girsanov")
@@ -119,8 +120,7 @@ class RewardServer:
             raise Refusal(422, str(error)) from error
         except Exception as error:
             log.exception("the reward %r raised", self.reward.name)
-            message = " ".join(str(error).split()) or "no message"
-            raise Refusal(422, f"the reward {self.reward.name!r} raised {type(error).__name__}: {message}") from error
+            raise Refusal(422, f"the reward {self.reward.name!r} raised {told(error)}") from error
 
 
 class Handler(BaseHTTPRequestHandler):

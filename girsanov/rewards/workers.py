@@ -25,6 +25,7 @@ from torch import Tensor
 
 from girsanov.errors import GirsanovError
 from girsanov.rewards.function import load_object
+from girsanov.rewards.scores import told
 from girsanov.types import Prompts
 
 Call = Callable[[Tensor, Prompts], Tensor]
@@ -36,11 +37,7 @@ MAX_LOST_THREADS = 16  # calls that never came back, after which the pool refuse
 
 
 class Failed(Exception):
-    """A call that ended in an error: the name of its type and its message."""
-
-    def __init__(self, kind: str, message: str) -> None:
-        super().__init__(message)
-        self.kind, self.message = kind, message
+    """A call that ended in an error, which the message tells in a line."""
 
 
 class Worker(Protocol):
@@ -122,7 +119,7 @@ class ThreadWorker:
         """Scores [n]; raises Failed or TimeoutError."""
         self.lost = [t for t in self.lost if t.is_alive()]
         if len(self.lost) >= MAX_LOST_THREADS:
-            raise Failed("TimeoutError", f"{len(self.lost)} calls never came back, and a thread cannot be stopped")
+            raise Failed(f"TimeoutError: {len(self.lost)} calls never came back, and a thread cannot be stopped")
         answers, woken = list[Any](), threading.Event()
         self.woken = woken
 
@@ -138,7 +135,7 @@ class ThreadWorker:
             return _open(*answers[0])
         self.lost.append(thread)
         if self.closed:
-            raise Failed("RuntimeError", "the pool was closed meanwhile")
+            raise Failed("RuntimeError: the pool was closed meanwhile")
         raise TimeoutError
 
     def interrupt(self) -> None:
@@ -150,20 +147,19 @@ class ThreadWorker:
         """Nothing is held."""
 
 
-def _answer(call: Call, x: Tensor, prompts: Prompts) -> tuple[str | None, Any]:
-    """(None, scores), or the kind of an error ("" for one that is a sentence already) and its message."""
+def _answer(call: Call, x: Tensor, prompts: Prompts) -> tuple[type[Exception] | None, Any]:
+    """(None, scores), or the class of an error to raise, and its message."""
     try:
         with torch.no_grad():
             return None, call(x, prompts)
     except BaseException as error:  # noqa: BLE001 (also SystemExit of somebody's function)
-        kind = "" if isinstance(error, GirsanovError) else type(error).__name__
-        return kind, " ".join(str(error).split()) or "no message"
+        return (GirsanovError, str(error)) if isinstance(error, GirsanovError) else (Failed, told(error))
 
 
-def _open(kind: str | None, value: Any) -> Tensor:
-    if kind is None:
-        return value
-    raise GirsanovError(value) if kind == "" else Failed(kind, value)
+def _open(error: type[Exception] | None, value: Any) -> Tensor:
+    if error is not None:
+        raise error(value)
+    return value
 
 
 class ProcessWorker:
@@ -193,7 +189,7 @@ class ProcessWorker:
             self.process.join(5)
             code = self.process.exitcode
             self.close()
-            raise Failed("SystemExit", f"its process ended (exit code {code}) during {place}") from None
+            raise Failed(f"SystemExit: its process ended (exit code {code}) during {place}") from None
 
     def _start(self) -> None:
         self.close()
@@ -201,7 +197,7 @@ class ProcessWorker:
         parcel = pack(self.call)
         with self.lock:
             if self.closed:
-                raise Failed("RuntimeError", "the pool was closed meanwhile")
+                raise Failed("RuntimeError: the pool was closed meanwhile")
             self.pipe, other = spawn.Pipe()
             self.process = spawn.Process(target=serve, args=(other, parcel, self.threads), daemon=True)
             self.process.start()
@@ -270,7 +266,7 @@ def serve(pipe: Any, parcel: bytes, threads: int) -> None:
     try:
         call = pickle.loads(parcel)
     except BaseException as error:  # noqa: BLE001
-        pipe.send_bytes(pickle.dumps((type(error).__name__, f"{error} (while it was loaded in its process)")))
+        pipe.send_bytes(pickle.dumps((Failed, f"{told(error)} (while it was loaded in its process)")))
         return
     pipe.send_bytes(pickle.dumps((None, None)))
     while True:

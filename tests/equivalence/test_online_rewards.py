@@ -106,8 +106,11 @@ def test_a_run_ends_with_the_sentence_of_its_reward(name):
     def breaks(x, meta):
         raise ValueError("no font")
 
+    said = "the reward 'breaks' raised ValueError: no font "
+    said += f"(test_online_rewards.py, line {breaks.__code__.co_firstlineno + 1}); mend it, or let failures pass with "
     with PooledReward(breaks) as pool, pytest.raises(GirsanovError) as error:
         trained(METHODS[name](pool))
-    assert str(error.value) == (
-        "the reward 'breaks' raised ValueError: no font; mend it, or let failures pass with on_failure=drop"
-    )
+    assert str(error.value) == said + "on_failure=drop"
+    with pytest.raises(GirsanovError) as error:
+        trained(METHODS[name](FunctionReward(breaks, differentiable=False)))
+    assert str(error.value) == said + "PooledReward(..., on_failure=drop)"

@@ -48,8 +48,11 @@ def nan(x, meta):
     return [float("nan") if m == 1 else float(m) for m in meta]
 
 
+LINE = f"test_reward_pool.py, line {raises.__code__.co_firstlineno + 1}"
+
+
 BAD = {
-    "raises": (raises, f"the reward 'raises' raised ValueError: no such font; mend it, {PASS}"),
+    "raises": (raises, f"the reward 'raises' raised ValueError: no such font ({LINE}); mend it, {PASS}"),
     "hangs": (hangs, f"the reward 'hangs' gave no answer within 0.1 s: raise its timeout, {PASS}"),
     "nan": (
         nan,
@@ -138,7 +141,9 @@ def test_a_failed_call_is_made_again():
     calls.clear()
     with PooledReward(third_time, retries=1) as pool, pytest.raises(GirsanovError) as error:
         pool(images(2), requests(2))
-    assert str(error.value) == f"the reward 'third_time' raised ConnectionError: busy (2 tries); mend it, {PASS}"
+    place = f"(test_reward_pool.py, line {third_time.__code__.co_firstlineno + 3})"
+    said = f"the reward 'third_time' raised ConnectionError: busy {place} (2 tries); mend it, {PASS}"
+    assert str(error.value) == said
 
 
 def test_submitting_returns_while_the_reward_is_at_work():

@@ -109,7 +109,8 @@ def test_what_the_reward_does_wrong_is_said_here_and_not_asked_again():
         raise KeyError("font")
 
     with RewardServer(FunctionReward(breaks, differentiable=False)) as server:
-        said = f"the reward server {server.url} answered 422: the reward 'breaks' raised KeyError: 'font'"
+        said = f"the reward server {server.url} answered 422: the reward 'breaks' raised KeyError: 'font' "
+        said += f"(test_reward_remote.py, line {breaks.__code__.co_firstlineno + 2})"
         assert sentence(RemoteReward(server.url)) == said
         assert calls == [2]
     with RewardServer(FunctionReward(lambda x, m: [1.0], "short", differentiable=False)) as server:
