@@ -107,14 +107,27 @@ def per_step_kl_limit(kernels: Kernels, start: tuple[Tensor, Tensor], reward: Qu
     return _limit(tuned, start)
 
 
-def lean_adjoint_limit(kernels: Kernels, start: tuple[Tensor, Tensor], reward: QuadraticReward, beta: float) -> Limit:
+def lean_adjoint_limit(
+    kernels: Kernels,
+    start: tuple[Tensor, Tensor],
+    reward: QuadraticReward,
+    beta: float,
+    seen: AffineKernel | None = None,
+) -> Limit:
     """Population fixed point of adjoint matching with the costate after the step (arguments as ``path_kl_limit``).
 
-    ``E[x_end | x_s] = K x_s + e`` under the tuned chain turns the regression into a linear equation a step.
+    ``E[x_seen | x_s] = K x_s + e`` under the tuned chain turns the regression into a linear equation a step. ``seen``
+    is the map of the last step at whose image the reward's gradient is taken, if that is not the step itself (the
+    noiseless last iterate): it does not depend on the last control.
     """
     one = torch.eye(len(reward.b), dtype=torch.float64)
-    Pi, K, e, tuned = one, one, torch.zeros_like(reward.b), list[AffineKernel]()
-    for kernel in reversed(kernels):
+    Pi, K, e, tuned, rest = one, one, torch.zeros_like(reward.b), list[AffineKernel](), list(kernels)
+    if seen is not None:
+        last = rest.pop()
+        g, K, e = last.std**2 / check_beta(beta), seen.F, seen.c
+        tuned = [dataclasses.replace(last, F=last.F - g * reward.A @ K, c=last.c + g * (reward.b - reward.A @ e))]
+        Pi = last.F
+    for kernel in reversed(rest):
         g = kernel.std**2 / check_beta(beta)
         moved = _shifted(kernel, g * Pi.mT @ reward.A @ K, g * Pi.mT @ (reward.b - reward.A @ e))
         tuned.insert(0, moved)
