@@ -26,7 +26,7 @@ Cost an iteration: N passes, one VJP of the reference a step (the steps before t
 and that one takes a pass alone), one VJP of reward and decoder, as many trainable passes as steps with a loss. The
 reference's value in the loss is the forward of its VJP. Guidance is that of the policy's uses: rollout, adjoint, train.
 
-Reference: Domingo-Enrich et al. 2025, arXiv:2409.08861, algorithms 1 and 2, appendix G (options).
+Reference: Domingo-Enrich et al. 2024, arXiv:2409.08861, algorithms 1 and 2, appendix G (options).
 """
 
 from collections.abc import Iterator

@@ -28,7 +28,7 @@ Cost an iteration (Euler): N passes, K VJPs of the reference (the first step of 
 VJP of reward and decoder, K trainable passes. Heun: 2N, 2K, 2K. Guidance doubles each. The reference's value in the
 loss is the forward of its VJP.
 
-Reference: arXiv:2605.06583, 2026 (its equations were derived again here); Domingo-Enrich et al. 2024,
+Reference: Guo et al. 2026, arXiv:2605.06583 (equations derived again here); Domingo-Enrich et al. 2024,
 arXiv:2409.08861 (lean adjoint).
 """
 

@@ -1,0 +1,49 @@
+"""Every method and every sampler can be cited, and what is printed is BibTeX of the paper that its file names."""
+
+import inspect
+import re
+import sys
+
+import pytest
+
+from girsanov.citations import CITATIONS, cite, references
+from girsanov.errors import GirsanovError
+from girsanov.methods import METHODS
+from girsanov.samplers import SAMPLERS
+
+LISTED = {**METHODS, **SAMPLERS}
+
+
+def test_every_listed_name_is_cited_and_every_paper_is_somebodys() -> None:
+    assert set(LISTED) - set(CITATIONS) == set(), "give these an entry in girsanov/citations.py"
+    assert {key for keys in CITATIONS.values() for key in keys} == set(references())
+
+
+@pytest.mark.parametrize("name", [name for name in CITATIONS if name in LISTED])
+def test_the_file_names_the_paper(name: str) -> None:
+    """The first paper of every entry is referred to in the docstring of the file that implements it."""
+    doc = inspect.getdoc(sys.modules[LISTED[name].__module__]) or ""
+    number = re.search(r"eprint = \{(.*)\}", references()[CITATIONS[name][0]])
+    assert number is not None and f"arXiv:{number[1]}" in doc
+
+
+@pytest.mark.parametrize("name", CITATIONS)
+def test_entries_are_bibtex(name: str) -> None:
+    """Balanced braces, one entry a paper, all fields, and authors as ``Last, First and Last, First``."""
+    text = cite(name)
+    assert text.count("{") == text.count("}")
+    entries = re.findall(r"@misc\{(\w+),\n(.*?)\n\}", text, re.DOTALL)
+    assert [key for key, _ in entries] == list(CITATIONS[name])
+    for _, body in entries:
+        fields = dict(re.findall(r"  (\w+) = \{(.*)\}", body))
+        assert set(fields) == {"title", "author", "year", "eprint", "archivePrefix", "url"}
+        assert re.fullmatch(r"\d{4}\.\d{5}", fields["eprint"]) and fields["url"].endswith(fields["eprint"])
+        assert 2000 + int(fields["eprint"][:2]) == int(fields["year"])
+        assert all(author.count(",") == 1 for author in fields["author"].split(" and "))
+
+
+def test_an_unknown_name_gets_the_nearest_one() -> None:
+    with pytest.raises(GirsanovError, match="no method or sampler is called 'odeam': did you mean ode-am?"):
+        cite("odeam")
+    with pytest.raises(GirsanovError, match="choose one of am, ode-am"):
+        cite("xyz")
