@@ -134,7 +134,7 @@ def test_dit_patches_keep_every_pixel_in_place() -> None:
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
-        (lambda: MLPConfig(shape=()), "MLPConfig.shape tuple should have at least 1 item after validation, not 0, not ()"),
+        (lambda: MLPConfig(shape=()), "MLPConfig.shape must have at least 1 item, not ()"),
         (lambda: MLPConfig(shape=(2,), width=0), "MLPConfig.width must be greater than or equal to 1, not 0"),
         (lambda: MLPConfig(shape=(2,), embed=9), "MLPConfig.embed must be a multiple of 2, not 9"),
         (
