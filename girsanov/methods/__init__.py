@@ -9,6 +9,9 @@ from girsanov.methods.direct.lv import DRaFTLV as DRaFTLV
 from girsanov.methods.direct.refl import ReFL as ReFL
 from girsanov.methods.forward.nft import DiffusionNFT as DiffusionNFT
 from girsanov.methods.policy_gradient.clipped import ClippedPG as ClippedPG
+from girsanov.methods.policy_gradient.ddpo import DDPO, DPOK, DDPOScoreFunction
+from girsanov.methods.policy_gradient.grpo import DanceGRPO, FlowGRPO, FlowGRPOFast, MixGRPO, MixGRPOFlash
+from girsanov.methods.policy_gradient.remedies import PCPO, FlowDPPO, GRPOGuard, RSMHinge, TempFlowGRPO
 from girsanov.methods.preference.diffusion_dpo import DiffusionDPO as DiffusionDPO
 
 METHODS: dict[str, type[Method]] = {
@@ -19,6 +22,19 @@ METHODS: dict[str, type[Method]] = {
     "alignprop": AlignProp,
     "refl": ReFL,
     "clipped-pg": ClippedPG,
+    "ddpo": DDPO,
+    "ddpo-sf": DDPOScoreFunction,
+    "dpok": DPOK,
+    "flow-grpo": FlowGRPO,
+    "flow-grpo-fast": FlowGRPOFast,
+    "dance-grpo": DanceGRPO,
+    "mix-grpo": MixGRPO,
+    "mix-grpo-flash": MixGRPOFlash,
+    "grpo-guard": GRPOGuard,
+    "pcpo": PCPO,
+    "tempflow-grpo": TempFlowGRPO,
+    "flow-dppo": FlowDPPO,
+    "rsm-hinge": RSMHinge,
     "nft": DiffusionNFT,
     "diffusion-dpo": DiffusionDPO,
 }

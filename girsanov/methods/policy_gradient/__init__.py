@@ -14,7 +14,14 @@ from girsanov.methods.policy_gradient.credit import (
     Uniform,
 )
 from girsanov.methods.policy_gradient.penalty import PathKL, Penalty, PerStepKL
-from girsanov.methods.policy_gradient.schedules import SamplerSchedule, Unchanged
+from girsanov.methods.policy_gradient.schedules import (
+    DecayingWindow,
+    ExponentialWindow,
+    RandomWindow,
+    SamplerSchedule,
+    SlidingWindow,
+    Unchanged,
+)
 from girsanov.methods.policy_gradient.steps import AllSteps, RandomSteps, Steps, WindowSteps
 
 RATIOS: dict[str, type[Ratio]] = {"plain": PlainRatio, "ratio-norm": RatioNorm, "proportional": ProportionalCredit}
@@ -26,4 +33,11 @@ WEIGHTS: dict[str, type[StepWeight]] = {
 }
 PENALTIES: dict[str, type[Penalty]] = {"per-step": PerStepKL, "path": PathKL}
 STEPS: dict[str, type[Steps]] = {"all": AllSteps, "random": RandomSteps, "window": WindowSteps}
-SCHEDULES: dict[str, type[SamplerSchedule]] = {"unchanged": Unchanged, "annealed-eta": AnnealedEta}
+SCHEDULES: dict[str, type[SamplerSchedule]] = {
+    "unchanged": Unchanged,
+    "annealed-eta": AnnealedEta,
+    "sliding-window": SlidingWindow,
+    "random-window": RandomWindow,
+    "decaying-window": DecayingWindow,
+    "exponential-window": ExponentialWindow,
+}

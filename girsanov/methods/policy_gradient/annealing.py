@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 from girsanov.annealing import Curve, Linear
 from girsanov.grids import Grid
-from girsanov.grids import Grid
 from girsanov.methods.base import Turn
 from girsanov.methods.policy_gradient.schedules import SamplerSchedule
 from girsanov.samplers.base import Sampler

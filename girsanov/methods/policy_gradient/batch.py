@@ -69,3 +69,19 @@ class PathBatch(Batch):
     def metrics(self) -> dict[str, Tensor | float]:
         """Mean and spread of the reward, and the share of samples without a signal (``zero_variance``)."""
         return reward_metrics(self.reward, self.mask)
+
+
+def no_density(sampler: Sampler) -> str:
+    """The sentence for a sampler that a policy gradient cannot use."""
+    return (
+        f"a policy gradient needs steps that have a density and {type(sampler).__name__} has none: use a stochastic "
+        "single-step sampler, for example GDDIM(eta=1.0), or Mixed(GDDIM(1.0), DPMSolverPP2M())"
+    )
+
+
+def no_noise(sampler: Sampler) -> str:
+    """The sentence for a grid on which a stochastic sampler draws nothing."""
+    return (
+        f"no step of the grid draws noise under {type(sampler).__name__}, so there is nothing to train: take more "
+        "steps (the last step to t = 0 is noiseless)"
+    )

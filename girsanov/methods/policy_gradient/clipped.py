@@ -1,12 +1,12 @@
 r"""Clipped policy gradient on the sampler's Gaussian transitions: the DDPO / Flow-GRPO family as one composition.
 
-.. math:: L = \frac1K \sum_{k=1}^K w_k\, \Big\{ E[\ell(\log\rho_k, A_k)] + \beta u_k\, E[KL(\pi(\cdot|x_k) \,\|\,
+.. math:: L = \frac1K \sum_{k=1}^K \Big\{ w_k\, E[\ell(\log\rho_k, A_k)] + \beta u_k\, E[KL(\pi(\cdot|x_k) \,\|\,
     \pi_{ref}(\cdot|x_k))] \Big\}, \qquad
     \log\rho_k = \log\frac{\pi(x_{k+1}|x_k)}{\pi_{old}(x_{k+1}|x_k)}
 
-over the K trained steps that have a density, with ``pi = sampler.kernel(model, ...)``, ell the surrogate, w the step
-weight, u the penalty's own. Log-ratio and KL are added up over the data dimensions alike (``surrogate.reduce``), so
-beta is the same for the sum and the mean. At ``rho = 1`` the gradient is that of
+over the K trained steps that have a density, with ``pi = sampler.kernel(model, ...)``, ell the surrogate, w and u the
+weights of policy loss and penalty. Log-ratio and KL are added up over the data dimensions alike (``surrogate.reduce``),
+so beta is the same for the sum and the mean. At ``rho = 1`` the gradient is that of
 
 .. math:: J = c\, E[r] - \beta\, KL, \qquad c = \partial A / \partial r
 
@@ -36,7 +36,7 @@ from girsanov.methods.advantages.robust import Clipped
 from girsanov.methods.advantages.scoring import judge
 from girsanov.methods.base import Chunk, Method, State, Turn
 from girsanov.methods.online import sample_and_score
-from girsanov.methods.policy_gradient.batch import PathBatch, Scored
+from girsanov.methods.policy_gradient.batch import PathBatch, Scored, no_density, no_noise
 from girsanov.methods.policy_gradient.credit import PlainRatio, Ratio, StepWeight, Uniform
 from girsanov.methods.policy_gradient.penalty import Penalty
 from girsanov.methods.policy_gradient.schedules import SamplerSchedule, Unchanged
@@ -61,7 +61,7 @@ class ClippedPG(Method):
         surrogate: clip, hinge, trust region or none of them.
         kl: penalty towards the reference, or None.
         ratio: rescaling of the log-ratio.
-        weight: factor of a step's loss.
+        weight: factor of a step's policy loss.
         steps: which of the steps that have noise are trained.
         schedule: how the sampler changes over training (a moving window, say).
         same_start: the samples of a group start from the same noise.
@@ -84,16 +84,13 @@ class ClippedPG(Method):
     rollout_micro_batch: int | None = None
 
     def __post_init__(self) -> None:
-        sampler = self.schedule.at(self.sampler, Turn(0, 0))
+        sampler = self.schedule.at(self.sampler, self.grid, Turn(0, 0))
         if not sampler.stochastic or not sampler.single_step:
-            raise GirsanovError(
-                f"a policy gradient needs steps that have a density and {type(sampler).__name__} has none: use a "
-                "stochastic single-step sampler, for example GDDIM(eta=1.0), or Mixed(GDDIM(1.0), DPMSolverPP2M())"
-            )
+            raise GirsanovError(no_density(sampler))
 
     def collect(self, policy: Policy, prompts: Prompts, state: State, turn: Turn) -> Batch:
         """One stochastic rollout, its advantages, and the reference's means if there is a penalty."""
-        sampler, model = self.schedule.at(self.sampler, turn), policy.view("current", "rollout")
+        sampler, model = self.schedule.at(self.sampler, self.grid, turn), policy.view("current", "rollout")
         key = prompts.group if self.same_start else prompts.ids
         with torch.no_grad():
             x_T = model.process.prior(turn.noise(key).normal(policy.model.shape, policy.dtype))
@@ -101,18 +98,18 @@ class ClippedPG(Method):
                 model, sampler, self.grid, x_T, prompts, self.reward, turn, micro_batch=self.rollout_micro_batch
             )
         if not path.trainable:
-            raise GirsanovError(
-                f"no step of the grid draws noise under {type(sampler).__name__}, so there is nothing to train: take "
-                "more steps (the last step to t = 0 is noiseless)"
-            )
+            raise GirsanovError(no_noise(sampler))
         parts = [Scored(tr, sampler) for tr in path.trainable]
+        chosen = self.steps(len(parts), turn)
+        if self.kl is None or not self.kl.whole_path:  # the other steps cost a pass of the reference for nothing
+            parts, chosen = [parts[k] for k in chosen], list(range(len(chosen)))
         if self.kl is not None:  # a slow reward is at work meanwhile
             parts = [part.with_reference(policy.view("reference", "train"), prompts.cond) for part in parts]
         reward, advantage, mask = judge(self.reward, pending, self.advantage, prompts, state, turn)
         parts = [dataclasses.replace(part, advantage=advantage) for part in parts]
         if self.kl is not None:
             parts = self.kl.charge(parts, prompts.group, turn)
-        return PathBatch(reward, mask, prompts.cond, tuple(parts[k] for k in self.steps(len(parts), turn)))
+        return PathBatch(reward, mask, prompts.cond, tuple(parts[k] for k in chosen))
 
     @torch.no_grad()
     def anchor(self, policy: Policy, batch: Batch, state: State) -> Batch:
@@ -133,18 +130,20 @@ class ClippedPG(Method):
         tr, reduce = part.tr, self.surrogate.reduce
         old = kernel.mean.detach() if part.old is None else part.old
         needed = self.surrogate.needs_divergence or self.ratio.needs_divergence
-        divergence = kernel.kl(old, reduce).unsqueeze(1) if needed else None
-        log_ratio = kernel.log_ratio(old, tr.x_s, reduce)
-        seen = self.ratio(log_ratio, None if divergence is None else divergence.squeeze(1), kernel, tr.step)
+        divergence = kernel.kl(old, reduce) if needed else None
+        seen = self.ratio(kernel.log_ratio(old, tr.x_s, reduce), divergence, kernel, tr.step)
         with torch.no_grad():
             gap = dataclasses.replace(part.sampled, mean=old).log_ratio(tr.mean, tr.x_s)
             rho = ratio_of(seen)
             trust = 1.0 if self.correct is None else ratio_of(gap).clamp(max=self.correct)
         assert part.advantage is not None
-        term, silent = self.surrogate(seen.unsqueeze(1), part.advantage * trust, mask, divergence)
-        loss, metrics = term.mean(), {"ratio": rho.mean(), "ratio_min": rho.min(), "ratio_max": rho.max()}
+        term, silent = self.surrogate(
+            seen.unsqueeze(1), part.advantage * trust, mask, None if divergence is None else divergence.unsqueeze(1)
+        )
+        loss = term.mean() * self.weight(kernel, tr.step).to(term)
+        metrics = {"ratio": rho.mean(), "ratio_min": rho.min(), "ratio_max": rho.max()}
         metrics |= {"clip_fraction": silent, "sampler_gap": gap.abs().mean()}
         if self.kl is not None and part.reference is not None:
             price, kl = self.kl.cost(kernel, tr.step, part.reference, reduce)
             loss, metrics["kl"] = loss + (price * mask).mean(), kl.detach().mean()
-        return loss * self.weight(kernel, tr.step).to(loss), metrics
+        return loss, metrics

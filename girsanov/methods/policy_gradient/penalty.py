@@ -22,6 +22,7 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -37,10 +38,18 @@ from girsanov.types import Kernel, Step
 
 @dataclass(frozen=True)
 class Penalty(ABC):
-    """A KL penalty of weight beta."""
+    """A KL penalty of weight beta.
+
+    Attributes:
+        beta: weight of the KL.
+        weight: factor of a step's KL.
+        whole_path: whether the steps that are not trained must be priced too.
+    """
 
     beta: float = 0.01
     weight: StepWeight = field(default_factory=Uniform)
+
+    whole_path: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if not self.beta > 0:
@@ -79,6 +88,8 @@ class PerStepKL(Penalty):
 @dataclass(frozen=True)
 class PathKL(Penalty):
     """KL of the whole path: the steps also answer for the KL of the states they lead to."""
+
+    whole_path: ClassVar[bool] = True
 
     def to_go(self, costs: Tensor, group: Tensor, turn: Turn) -> Tensor:
         """``sum_{j > k} cost_j``, less its mean over the other samples of the group."""

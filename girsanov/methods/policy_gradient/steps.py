@@ -25,27 +25,31 @@ class Steps(ABC):
 
 @dataclass(frozen=True)
 class AllSteps(Steps):
-    """All of them."""
+    """All of them but the last ``leave``; at least one."""
+
+    leave: int = 0
 
     def __call__(self, k: int, turn: Turn) -> list[int]:
-        """``0 .. K - 1``."""
-        return list(range(k))
+        """``0 .. K - 1 - leave``."""
+        return list(range(max(1, k - self.leave)))
 
 
 @dataclass(frozen=True)
 class RandomSteps(Steps):
-    """A random share of them, drawn anew each iteration (DanceGRPO: 0.6)."""
+    """A random share of them, the last ``leave`` apart, drawn anew each iteration (DanceGRPO: 0.6)."""
 
     share: float = 0.6
+    leave: int = 0
 
     def __post_init__(self) -> None:
         if not 0 < self.share <= 1:
             raise GirsanovError(f"the share of trained steps must lie in (0, 1], not {self.share}")
 
     def __call__(self, k: int, turn: Turn) -> list[int]:
-        """``max(1, floor(share K))`` of them."""
-        order = torch.randperm(k, generator=generator((turn.seed, STEP_STREAM, turn.index)))
-        return sorted(order[: max(1, int(self.share * k))].tolist())
+        """``max(1, floor(share (K - leave)))`` of them."""
+        n = max(1, k - self.leave)
+        order = torch.randperm(n, generator=generator((turn.seed, STEP_STREAM, turn.index)))
+        return sorted(order[: max(1, int(self.share * n))].tolist())
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,208 @@
+"""Named members of the policy-gradient family: each is a point of one composition and differs from its neighbour."""
+
+import dataclasses
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import Tensor
+
+from girsanov.errors import GirsanovError
+from girsanov.grids import Grid
+from girsanov.methods import METHODS
+from girsanov.methods.advantages import Clipped, GlobalStd, GroupNormalised
+from girsanov.methods.base import Turn
+from girsanov.methods.policy_gradient import SCHEDULES, ClippedPG
+from girsanov.methods.policy_gradient.ddpo import DDPO, DPOK, DDPOScoreFunction
+from girsanov.methods.policy_gradient.grpo import DanceGRPO, FlowGRPO, FlowGRPOFast, MixGRPO, MixGRPOFlash
+from girsanov.methods.policy_gradient.remedies import PCPO, FlowDPPO, GRPOGuard, RSMHinge, TempFlowGRPO
+from girsanov.methods.policy_gradient.schedules import (
+    DecayingWindow,
+    ExponentialWindow,
+    RandomWindow,
+    SlidingWindow,
+    Window,
+)
+from girsanov.policy import Policy
+from girsanov.problems import QuadraticReward
+from girsanov.processes import RectifiedFlow
+from girsanov.samplers import DPMSolverPP2M, Euler, FlowSDE, Mixed
+from tests.laws.correction import PLANE, collect, gradient, requests, tunable
+
+GRID = Grid.uniform(6)
+REWARD = QuadraticReward([[0.5, 0.2], [0.2, 0.8]], [0.6, -0.3])
+MEMBERS = {name: cls for name, cls in METHODS.items() if issubclass(cls, ClippedPG) and cls is not ClippedPG}
+
+
+def policy() -> Policy:
+    return tunable(PLANE.model(RectifiedFlow()), GRID, scale=0.2)
+
+
+def made(cls: type[ClippedPG], **changes: object) -> ClippedPG:
+    return cls(reward=REWARD, grid=GRID, **changes)
+
+
+def second(method: ClippedPG, tuned: Policy) -> Tensor:
+    """The gradient at a second update: after the anchor, with moved weights."""
+    batch = method.anchor(tuned, collect(method, tuned, requests(32, 8)), {})
+    g = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for p in tuned.parameters():
+            p.add_(0.01 * torch.randn(p.shape, dtype=p.dtype, generator=g))
+    return gradient(tuned, method, batch)
+
+
+@pytest.mark.parametrize("name", MEMBERS)
+def test_a_member_is_a_composition(name: str) -> None:
+    """Its parts in a plain ClippedPG give the same gradient to the bit: a member adds no code."""
+    member = made(MEMBERS[name])
+    parts = {f.name: getattr(member, f.name) for f in dataclasses.fields(member)}
+    assert torch.equal(second(member, policy()), second(ClippedPG(**parts), policy()))
+    assert not set(vars(MEMBERS[name])) & {"collect", "losses", "anchor", "_step"}
+
+
+NEIGHBOURS = [
+    (DDPO, DDPOScoreFunction),
+    (DDPOScoreFunction, DPOK),
+    (DDPO, FlowGRPO),
+    (FlowGRPO, FlowGRPOFast),
+    (FlowGRPO, DanceGRPO),
+    (FlowGRPO, GRPOGuard),
+    (FlowGRPO, PCPO),
+    (FlowGRPOFast, TempFlowGRPO),
+    (FlowGRPO, FlowDPPO),
+    (FlowGRPO, RSMHinge),
+    (FlowGRPOFast, MixGRPO),
+    (MixGRPO, MixGRPOFlash),
+]
+
+
+@pytest.mark.parametrize("pair", NEIGHBOURS, ids=lambda p: f"{p[0].__name__}-{p[1].__name__}")
+def test_neighbours_differ_on_the_same_requests(pair: tuple[type[ClippedPG], type[ClippedPG]]) -> None:
+    grid = Grid.uniform(9)  # enough steps after the window for a multistep solver to differ from Euler
+    a, b = (second(cls(reward=REWARD, grid=grid), tunable(PLANE.model(RectifiedFlow()), grid, 0.2)) for cls in pair)
+    assert float((a - b).norm() / a.norm()) > 1e-3
+
+
+def first(method: ClippedPG) -> Tensor:
+    tuned = policy()
+    return gradient(tuned, method, collect(method, tuned, requests(32, 8)))
+
+
+def by_step(flat: Tensor) -> Tensor:
+    """Gradient of the shifts of each grid time, [T + 1, 2]."""
+    return flat[: 2 * len(GRID.ts)].view(-1, 2)
+
+
+@pytest.mark.parametrize("cls", [GRPOGuard, PCPO])
+def test_the_published_factor_of_each_step(cls: type[ClippedPG]) -> None:
+    """First update, no KL: Flow-GRPO's gradient times ``std / |dt|``, or ``|dt| std / |gain|``, step by step."""
+    plain, other = by_step(first(made(FlowGRPO, kl=None))), by_step(first(made(cls, kl=None)))
+    for step in list(GRID)[:-1]:
+        kernel = FlowSDE(0.7).kernel(PLANE.model(RectifiedFlow()), torch.zeros(1, 2, dtype=torch.float64), step)[0]
+        h, std, gain = (float(v) for v in (step.h.abs(), kernel.std, kernel.gain.abs()))
+        factor = std / h if cls is GRPOGuard else h * std / gain
+        torch.testing.assert_close(other[step.i], factor * plain[step.i], rtol=1e-9, atol=1e-12)
+
+
+def test_tempflow_weighs_its_step_with_the_noise() -> None:
+    """One noisy step an iteration, the group's samples from one noise, gradient times 2.25 std."""
+    method = made(TempFlowGRPO, kl=None)
+    even = dataclasses.replace(method, weight=FlowGRPO(reward=REWARD).weight)
+    tuned = policy()
+    batch = collect(method, tuned, requests(32, 8))
+    assert len(batch.parts) == 1
+    (part,) = batch.parts
+    alike = part.tr.x_t.view(4, 8, 2)
+    assert bool((alike == alike[:, :1]).all()) and not torch.equal(alike[0], alike[1])
+    torch.testing.assert_close(
+        gradient(tuned, method, batch), 2.25 * float(part.tr.std) * gradient(tuned, even, batch), rtol=1e-10, atol=0
+    )
+    steps = {collect(method, tuned, requests(4, 4), Turn(0, i)).parts[0].tr.step.i for i in range(60)}
+    assert steps == set(range(5))
+
+
+@pytest.mark.parametrize("cls", [FlowDPPO, RSMHinge])
+def test_other_clips_start_with_the_gradient_of_flow_grpo(cls: type[ClippedPG]) -> None:
+    same = {"kl": None, "sampler": FlowSDE(0.7), "steps": FlowGRPO(reward=REWARD).steps}
+    torch.testing.assert_close(first(made(cls, **same)), first(made(FlowGRPO, kl=None)), rtol=1e-12, atol=0)
+
+
+def test_dance_draws_one_start_a_group_and_trains_its_share_of_the_steps() -> None:
+    method = made(DanceGRPO)
+    batch = collect(method, policy(), requests(16, 8))
+    assert len(batch.parts) == 3 and max(p.tr.step.i for p in batch.parts) < 5  # 0.6 of 5, the last left out
+    assert method.kl is None and method.advantage == Clipped(GroupNormalised(1e-8), 5.0)
+    assert made(FlowGRPO).advantage == Clipped(GlobalStd(1e-4), 5.0)
+
+
+def test_the_kl_of_flow_grpo_has_no_dt() -> None:
+    """``|mu - mu_ref|^2 / (2 sigma_t^2)`` with ``sigma_t^2 = std^2 / |dt|``, the mean over dimensions, as published."""
+    tuned = policy()
+    method = made(FlowGRPO)
+    batch = collect(method, tuned, requests(8, 8))
+    for part, chunk in zip(batch.parts, method.losses(tuned, batch, {}), strict=True):
+        mean, h = part.kernel(tuned.view(), batch.cond).mean, part.tr.step.h.abs()
+        want = (mean - part.reference).square().mean(1) / (2 * part.tr.std**2 / h)
+        got = chunk.metrics["kl"] * h
+        torch.testing.assert_close(got, want.mean(), rtol=1e-10, atol=0)
+        bare = dataclasses.replace(method, kl=None)
+        (alone,) = (c.loss for c, p in zip(bare.losses(tuned, batch, {}), batch.parts, strict=True) if p is part)
+        torch.testing.assert_close((chunk.loss - alone) * len(batch.parts), 0.04 * want.mean(), rtol=1e-8, atol=1e-12)
+
+
+# ---- windows
+
+
+def starts(schedule: Window, n: int, steps: int = 25, length: int = 4) -> list[tuple[int, int]]:
+    sampler = Mixed(FlowSDE(0.7), Euler(), 0, length)
+    found = [schedule.at(sampler, Grid.uniform(steps), Turn(0, i, n)) for i in range(n)]
+    return [(s.start, s.length) for s in found]
+
+
+def test_the_sliding_window_is_the_published_one() -> None:
+    """25 steps, w = 4, stride 1, tau = 25: position ``floor(i / 25)`` of 0 .. 22, shorter at the end, then 0 again."""
+    found = starts(SlidingWindow(), 25 * 24)
+    for i, (start, length) in enumerate(found):
+        assert start == i // 25 % 23 and length == min(4, 23 - start)
+    assert found[25 * 22] == (22, 1) and found[25 * 23] == (0, 4)
+    assert [s for s, _ in starts(SlidingWindow(every=1, stride=3), 9)] == [0, 3, 6, 9, 12, 15, 18, 21, 1]
+
+
+def test_the_random_window_covers_its_share_and_stays_as_long_as_it_says() -> None:
+    found = [s for s, _ in starts(RandomWindow(every=3, share=0.5, leave=1), 600)]
+    assert set(found) == set(range(12))
+    assert all(len(set(found[i : i + 3])) == 1 for i in range(0, 600, 3))
+    assert found == [s for s, _ in starts(RandomWindow(every=3, share=0.5, leave=1), 600)]
+
+
+@pytest.mark.parametrize("schedule", [DecayingWindow(every=20), ExponentialWindow(every=20, rate=0.3, after=3)])
+def test_a_window_that_stays_longer_among_noise(schedule: Window) -> None:
+    stays = [schedule.stay(k, 23) for k in range(23)]
+    found = [s for s, _ in starts(schedule, sum(stays) + 5)]
+    assert [found.count(k) for k in range(1, 23)] == stays[1:] and found[: stays[0]] == [0] * stays[0]
+    assert found[-5:] == [0] * 5 and all(b <= a for a, b in pairwise(stays)) and stays[0] == 20
+    if isinstance(schedule, ExponentialWindow):
+        assert stays[:5] == [20, 20, 20, 20, round(20 * 2.718281828459045**-0.3)] and stays[-1] == 1
+    else:
+        assert stays[-1] == 1 and stays[11] == round(20 - 19 / 2)
+
+
+def test_only_the_window_has_noise_and_is_trained() -> None:
+    method = made(MixGRPO, schedule=SlidingWindow(every=1), sampler=Mixed(FlowSDE(0.7), DPMSolverPP2M(), 0, 2))
+    for i, want in enumerate([[0, 1], [1, 2], [2, 3], [3], [0, 1]]):
+        batch = collect(method, policy(), requests(8, 4), Turn(0, i))
+        assert [p.tr.step.i for p in batch.parts] == want
+
+
+@pytest.mark.parametrize("name", [n for n in SCHEDULES if n.endswith("window")])
+def test_windows_need_a_mixed_sampler(name: str) -> None:
+    with pytest.raises(GirsanovError) as error:
+        made(FlowGRPO, schedule=SCHEDULES[name]())
+    assert str(error.value) == (
+        "a window moves over a mixed sampler and FlowSDE is not one: use Mixed(FlowSDE(0.7), Euler(), length=4)"
+    )
+    with pytest.raises(
+        GirsanovError, match="^a window moves every 1 or more iterations and leaves 0 or more steps, not"
+    ):
+        SCHEDULES[name](every=0)
