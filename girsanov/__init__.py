@@ -12,9 +12,19 @@ if TYPE_CHECKING:
     from girsanov.models import Model as Model
     from girsanov.noise import Noise as Noise
     from girsanov.policy import Policy as Policy
+    from girsanov.pretrain import Dataset as Dataset
+    from girsanov.pretrain import make_model as make_model
+    from girsanov.processes import VP as VP
+    from girsanov.processes import RectifiedFlow as RectifiedFlow
+    from girsanov.prompts import ClassPrompts as ClassPrompts
+    from girsanov.prompts import TextPrompts as TextPrompts
+    from girsanov.rewards.function import FunctionReward as FunctionReward
     from girsanov.rollout import replay as replay
     from girsanov.rollout import resimulate as resimulate
     from girsanov.rollout import rollout as rollout
+    from girsanov.sampling import sample as sample
+    from girsanov.train import TrainConfig as TrainConfig
+    from girsanov.train import fit as fit
     from girsanov.types import Cond as Cond
     from girsanov.types import Prompts as Prompts
 
@@ -32,6 +42,16 @@ _HOMES = {
     "rollout": "girsanov.rollout",
     "Cond": "girsanov.types",
     "Prompts": "girsanov.types",
+    "FunctionReward": "girsanov.rewards.function",
+    "VP": "girsanov.processes",
+    "RectifiedFlow": "girsanov.processes",
+    "TextPrompts": "girsanov.prompts",
+    "ClassPrompts": "girsanov.prompts",
+    "sample": "girsanov.sampling",
+    "fit": "girsanov.train",
+    "TrainConfig": "girsanov.train",
+    "make_model": "girsanov.pretrain",
+    "Dataset": "girsanov.pretrain",
 }
 """Public name -> its module, imported when the name is first used: `girsanov --help` need not wait for torch."""
 

@@ -13,12 +13,12 @@ from girsanov.grids import Grid
 from girsanov.models import ModelLike
 from girsanov.noise import Noise
 from girsanov.recipes.base import Metric, Samples
-from girsanov.recipes.digits_data import SHAPE, balanced_labels, digit_prompts
+from girsanov.recipes.digits_data import CLASSES, SHAPE, balanced_labels, digit_cond, digit_prompts
 from girsanov.rewards.base import Reward
 from girsanov.rewards.strokes import ink, stroke_mask
-from girsanov.rollout import rollout
 from girsanov.samplers.base import Sampler
 from girsanov.samplers.gddim import GDDIM
+from girsanov.sampling import sample
 from girsanov.train import Run
 
 METRICS = (
@@ -54,14 +54,12 @@ class Evaluator:
     seed: int
     device: torch.device
 
-    @torch.no_grad()
     def draw(self, model: ModelLike, n: int, seed: int) -> tuple[Tensor, Tensor]:
         """n decoded samples, every digit equally often, and what was asked for: [n, 1, 8, 8] and [n]."""
         labels = balanced_labels(n)
-        prompts, noise = digit_prompts(labels).to(self.device), Noise(seed, 0, torch.arange(n), device=self.device)
-        x_T = model.process.prior(noise.normal(SHAPE))
-        x0 = rollout(model, self.sampler, self.grid, x_T, prompts.cond, noise=noise, keep=()).x0
-        return model.decode(x0), labels
+        cond = digit_cond(labels).to(self.device)
+        x = sample(model, cond=cond, sampler=self.sampler, grid=self.grid, seed=seed, device=self.device)
+        return x, labels
 
     def sample(self, model: ModelLike, n: int, seed: int) -> Samples:
         """Pictures with their labels."""
@@ -89,7 +87,9 @@ class Evaluator:
             values[name] = values[name][values[name].isfinite()]
         found = {name: float(v.double().mean()) for name, v in values.items()}
         found |= {f"{name}_se": float(v.double().std()) / math.sqrt(len(v)) for name, v in values.items()}
-        return found | {"worst_class": float(verdict.class_accuracy.nan_to_num(1.0).min())}
+        worst = float(verdict.class_accuracy.nan_to_num(1.0).min())
+        per_class = len(x) / CLASSES
+        return found | {"worst_class": worst, "worst_class_se": math.sqrt(worst * (1 - worst) / per_class)}
 
     @torch.no_grad()
     def drift(self, tuned: ModelLike, base: ModelLike) -> dict[str, float]:
