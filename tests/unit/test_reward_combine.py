@@ -1,11 +1,16 @@
 """Sums of rewards: the weighted sum, its gradient, the columns that advantages read."""
 
+import dataclasses
+from pathlib import Path
+
 import pytest
 import torch
+import yaml
 
 from girsanov.config.parts import construct
 from girsanov.config.resolve import Problems, resolve
 from girsanov.errors import GirsanovError
+from girsanov.methods.policy_gradient.clipped import ClippedPG
 from girsanov.problems.rewards import LinearReward, QuadraticReward
 from girsanov.rewards import Ink, load_reward
 from girsanov.rewards.base import Reward
@@ -13,7 +18,7 @@ from girsanov.rewards.combine import WeightedSum, total
 from girsanov.rewards.function import FunctionReward
 from girsanov.rewards.pool import Drop, Fallback, PooledReward
 from girsanov.rewards.scores import names, submit, weights
-from girsanov.rewards.workers import Threads
+from girsanov.rewards.workers import Processes, Threads
 from girsanov.types import Cond, Prompts
 
 N = torch.arange(6)
@@ -152,3 +157,18 @@ def test_a_reward_that_needs_settings_says_so():
     assert str(error.value) == (
         "the reward 'sum' needs parts: describe it in a configuration, as {kind: sum, parts: ...}"
     )
+
+
+def test_the_example_of_the_page_on_rewards_builds(tmp_path):
+    page = (Path(__file__).parents[2] / "docs" / "rewards.md").read_text(encoding="utf-8")
+    (tmp_path / "my_file.py").write_text(page.partition("```python\n")[2].partition("```")[0])
+    text = page.partition("```yaml\n")[2].partition("```")[0].replace("my_file.py", f"{tmp_path}/my_file.py")
+    data, problems = yaml.safe_load(text), Problems()
+    reward = construct(Reward, resolve(Reward, data["reward"], "reward", problems))
+    assert problems.found == [] and names(reward) == ("bold", "fn")
+    with reward.parts[1] as pooled:
+        assert pooled.workers == Processes(4) and pooled.on_failure == Drop() and pooled.chunk == 8
+    assert "rollout_micro_batch" in {f.name for f in dataclasses.fields(ClippedPG)} and data["method"].keys() == {
+        "kind",
+        "rollout_micro_batch",
+    }
