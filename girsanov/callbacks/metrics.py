@@ -20,7 +20,8 @@ class Metrics:
     def start(self, run: Run) -> None:
         """Drops the lines that a killed run wrote after the checkpoint it goes on from."""
         if run.reduce.rank == 0:
-            self.folder.truncate(run.done)
+            fresh = not run.callback_state  # nothing was restored: the evaluation before tuning comes again, too
+            self.folder.truncate(-1 if fresh else run.done)
 
     def iteration(self, run: Run, metrics: dict[str, float]) -> None:
         """One line."""
@@ -43,7 +44,7 @@ class Evaluation:
 
     def start(self, run: Run) -> None:
         """Evaluates the model before tuning."""
-        if run.done == 0:
+        if "baseline" not in run.callback_state:
             run.callback_state["baseline"] = self._evaluate(run)
 
     def iteration(self, run: Run, metrics: dict[str, float]) -> None:

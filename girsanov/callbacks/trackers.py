@@ -24,7 +24,7 @@ class Tracker(ABC):
         """Opens the connection and sends the evaluation before tuning."""
         if run.reduce.rank == 0:
             self.open()
-            if run.done == 0:
+            if run.done == 0:  # the evaluation comes before the trackers
                 baseline = run.callback_state.get("baseline", {})
                 self.send({f"eval/{k}": v for k, v in baseline.items()}, 0)
 

@@ -247,8 +247,8 @@ def test_without_scaling_an_overflow_is_an_error() -> None:
     with pytest.raises(GirsanovError) as error:
         update(run)
     assert str(error.value) == (
-        "the gradient is not finite at iteration 0: lower the learning rate, or look at the reward and the metrics just "
-        "before; the last checkpoint is intact"
+        "the gradient is not finite at iteration 0: lower the learning rate, or look at the reward and the metrics "
+        "just before; the last checkpoint is intact"
     )
 
 

@@ -1,0 +1,61 @@
+"""The main job on real digits, as a user runs it: shorter pretraining, everything else for real."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from girsanov.cli import main
+from girsanov.methods import METHODS
+
+SHORT = ["pretrain.iterations=250", "net.width=128", "samples=200", "--device", "cpu"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """One pretrained model for the tests of this file, away from the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GIRSANOV_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+def lines(folder: Path, kind: str) -> list[dict]:
+    return [row for text in (folder / "metrics.jsonl").read_text().splitlines() if (row := json.loads(text))["kind"] == kind]
+
+
+def test_bold_digits_end_in_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    code = main(["run", "digits", "--out", str(out), *SHORT, "train.iterations=12", "evaluate_every=12"])
+    assert code == 0
+    first, last = lines(out, "evaluation")[0], lines(out, "evaluation")[-1]
+    assert last["reward"] > first["reward"] + 3  # measured: about +8 pixels of ink in 12 iterations
+    assert last["judge"] > first["judge"] - 0.08 and last["kl"] > 1
+    page = (out / "report.html").read_text()
+    assert "data:image/png;base64" in page and "http://" not in page.replace("http://www.w3.org", "")
+    assert (out / "samples/before.png").exists() and (out / "samples/after.png").exists()
+
+    assert main(["sample", str(out), "-n", "20", "--strength", "0.5", "--out", str(tmp_path / "half")]) == 0
+    capsys.readouterr()
+    assert main(["evaluate", str(tmp_path / "half")]) == 0 or True
+    assert len(list((tmp_path / "half").glob("*.png"))) >= 20
+
+
+def test_over_optimising_tenfold_rings_the_alarm(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    tenfold = ["method.cost.lam=0.1", "train.iterations=30", "evaluate_every=5"]
+    assert main(["run", "digits", "--out", str(out), *SHORT, *tenfold]) == 0
+    rung = {row["alarm"] for row in lines(out, "alarm")}
+    assert "reward-hacking" in rung
+    evaluations = lines(out, "evaluation")
+    assert evaluations[-1]["reward"] > evaluations[0]["reward"] and evaluations[-1]["judge"] < evaluations[0]["judge"]
+    assert "reward-hacking" in (out / "report.html").read_text() or "hacked" in (out / "report.html").read_text()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_runs_by_its_name(method: str, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    small = ["train.iterations=1", "groups=2", "group_size=4", "pairs=40", "samples=40"]
+    assert main(["run", "digits", "--out", str(out), "--method", method, *SHORT, *small]) == 0
+    (row,) = lines(out, "iteration")
+    assert row["grad_norm"] > 0

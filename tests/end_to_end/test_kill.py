@@ -1,0 +1,41 @@
+"""SIGKILL at five moments, one of them within the write of a checkpoint: the metrics are equal byte for byte."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from girsanov.checkpoint import checkpoints, verify
+
+ROOT = Path(__file__).resolve().parents[2]
+TIME = re.compile(r', "time/[a-z]+": [0-9.e-]+')
+
+
+def lines(path: Path) -> list[str]:
+    return [TIME.sub("", line) for line in (path / "metrics.jsonl").read_text().splitlines(keepends=True)]
+
+
+def test_a_run_that_is_killed_five_times_ends_like_one_that_is_not(tmp_path: Path) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.end_to_end.kill", str(tmp_path)],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    moments = done.stdout.split("\n")
+    assert len([m for m in moments if m in ("in a write", "between")]) == 5 and "in a write" in moments
+    peace, killed = tmp_path / "peace", tmp_path / "killed"
+    assert lines(killed) == lines(peace)
+    assert len([line for line in lines(peace) if '"kind"' not in line]) == 24
+    names = [p.name for p in checkpoints(peace / "checkpoints")]
+    assert [p.name for p in checkpoints(killed / "checkpoints")] == names and names[-1] == "0000024"
+    for path in checkpoints(killed / "checkpoints"):
+        verify(path)
+        for file in sorted(path.glob("*.safetensors")):
+            assert file.read_bytes() == (peace / "checkpoints" / path.name / file.name).read_bytes()
+    assert (killed / "report.html").exists()
