@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import mean, stdev
 
 from markupsafe import Markup
-from scipy.stats import t as student
+from scipy.special import stdtrit
 
 from girsanov.disk import write_text
 from girsanov.errors import GirsanovError
@@ -42,7 +42,7 @@ class Entry:
             return "–"
         if len(values) == 1:
             return f"{metric.text(which)} {metric.interval(which)}".strip()
-        half = float(student.ppf(0.975, len(values) - 1)) * stdev(values) / math.sqrt(len(values))
+        half = float(stdtrit(len(values) - 1, 0.975)) * stdev(values) / math.sqrt(len(values))
         return " ± ".join(rounded(mean(values), half, metric.percent))
 
 

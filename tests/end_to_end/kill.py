@@ -1,7 +1,10 @@
-"""Runs the mixture recipe once in peace and once under SIGKILL: five times at moments it does not choose, one of them in
-the middle of a checkpoint, going on each time. Every attempt is a fork of this process, so that nothing is imported twice.
+"""Runs the mixture recipe once in peace and once under SIGKILL, five times at moments it does not choose.
+
+One of them is in the middle of a checkpoint; the run goes on each time. Every attempt is a fork of this process, so that
+nothing is imported twice.
 """
 
+import importlib
 import os
 import random
 import signal
@@ -13,6 +16,9 @@ import torch
 
 from girsanov.checkpoint import DRAFT
 from girsanov.launch import Launch, device_of, execute
+
+for late in ("torch._dynamo", "matplotlib.backends.backend_agg", "girsanov.report", "girsanov.recipes.mixture"):
+    importlib.import_module(late)  # what a run imports as it goes
 
 SETTINGS = {
     "method": {"kind": "ode-am", "grid": {"n": 4}},
