@@ -7,6 +7,7 @@ the judge, a classifier trained on the other half of the data, says whether the 
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -143,9 +144,16 @@ def pretrained(config: DigitsConfig, digits: Digits) -> Model:
     return cached("digits", key | {"data": fingerprint(data.x0)}, train)
 
 
+@lru_cache(maxsize=1)
+def judge_of_digits() -> Judge:
+    """The judge, trained on the half of the digits that the model never sees (seconds, once a process)."""
+    digits = load_digits()
+    return Judge(digits.judge.x, digits.judge.labels, digits.generator.x, digits.generator.labels)
+
+
 def evaluator_of(config: DigitsConfig, digits: Digits, device: torch.device, process: Process) -> Evaluator:
-    """The judge, trained now (seconds), and what it needs to see pictures."""
-    judge = Judge(digits.judge.x, digits.judge.labels, digits.generator.x, digits.generator.labels)
+    """The judge with what it needs to see pictures."""
+    judge = judge_of_digits()
     sampler, grid, reward = make(Sampler, config.sampler), make(Grid, config.grid, process), make(Reward, config.reward)
     return Evaluator(sampler, grid, judge, reward, digits.generator.x, config.samples, config.evaluation_seed, device)
 
