@@ -21,6 +21,7 @@ from girsanov.grids import Grid
 from girsanov.models import ModelLike, velocity
 from girsanov.predictions import affine_map, combine
 from girsanov.processes import Process, Schedule
+from girsanov.samplers.plan import plan
 from girsanov.types import Cond, Kernel, Stage, Step
 
 Stages = Generator[Stage, Tensor, Tensor]
@@ -99,14 +100,10 @@ class AffineSampler(Sampler):
         self, model: ModelLike, x: Tensor, step: Step, cond: Cond | None = None, state: Any = None
     ) -> tuple[Kernel, Any]:
         """The Gaussian step; one network pass."""
-        c = model.process(step.t)
-        a, b, std = self.coefficients(model.process, step)
-        maps = affine_map(c, model.prediction, a, b)
+        do = plan(self, model.process, model.prediction, step)
         p = model(x, step.t, cond)
-        gain = (b * c.alpha - a * c.sigma) / c.wronskian
-        noisy = self.stochastic and (std.device.type != "cpu" or bool((std > 0).any()))
-        stages = (Stage(x, step.t, step.h.abs()),)
-        return Kernel(combine(x, p, *maps), std, noisy, gain, stages, (x, p, c, model.prediction)), state
+        mean, stages = combine(x, p, do.c_x, do.c_p), (Stage(x, step.t, do.length),)
+        return Kernel(mean, do.std, do.noisy, do.gain, stages, (x, p, do.schedule, model.prediction)), state
 
     def stages(self, model: ModelLike, x: Tensor, step: Step) -> Stages:
         """One stage; the running cost is weighted with the step's length."""

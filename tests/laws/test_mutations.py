@@ -21,8 +21,8 @@ from girsanov.samplers import (
     MemorylessFlow,
     base,
     euler_maruyama,
+    plan,
 )
-from girsanov.samplers.base import AffineSampler
 from tests.laws import test_grids as grid_laws
 from tests.laws import test_kernels as kernel_laws
 from tests.laws import test_predictions as prediction_laws
@@ -131,7 +131,7 @@ MUTATIONS = [
     Mutation(DPMSolverPP2M, "kernel", "(2 * before)", "before", order(DPMSolverPP2M())),
     Mutation(DPMSolverPP2M, "kernel", "scale(-weight, x)", "scale(weight, x)", sampler_laws.check_dpm_solver),
     Mutation(DPMSolverPP2M, "kernel", "History(x0, step.t)", "History(data, step.t)", order(DPMSolverPP2M())),
-    Mutation(AffineSampler, "kernel", "b * c.alpha - a * c.sigma", "b * c.alpha + a * c.sigma", gain),
+    Mutation(plan, "_work_out", "b * c.alpha - a * c.sigma", "b * c.alpha + a * c.sigma", gain),
     # grids
     Mutation(grids.Grid, "karras", ")) ** power", ")) ** (power - 1)", grid_laws.check_karras),
     Mutation(grids.Grid, "trailing", ".round().long() - 1", ".round().long() - 2", trailing),
