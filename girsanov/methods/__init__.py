@@ -7,7 +7,12 @@ from girsanov.methods.direct.gradient import AlignProp as AlignProp
 from girsanov.methods.direct.gradient import DirectGradient as DirectGradient
 from girsanov.methods.direct.lv import DRaFTLV as DRaFTLV
 from girsanov.methods.direct.refl import ReFL as ReFL
+from girsanov.methods.forward.grouped import CRD, DGPO
 from girsanov.methods.forward.nft import DiffusionNFT as DiffusionNFT
+from girsanov.methods.forward.orw import ORW
+from girsanov.methods.forward.ram import RAM
+from girsanov.methods.forward.ratio import AWM, FPO
+from girsanov.methods.forward.rvm import RVM
 from girsanov.methods.policy_gradient.clipped import ClippedPG as ClippedPG
 from girsanov.methods.policy_gradient.ddpo import DDPO, DPOK, DDPOScoreFunction
 from girsanov.methods.policy_gradient.grpo import DanceGRPO, FlowGRPO, FlowGRPOFast, MixGRPO, MixGRPOFlash
@@ -36,6 +41,13 @@ METHODS: dict[str, type[Method]] = {
     "flow-dppo": FlowDPPO,
     "rsm-hinge": RSMHinge,
     "nft": DiffusionNFT,
+    "awm": AWM,
+    "fpo": FPO,
+    "ram": RAM,
+    "rvm": RVM,
+    "orw-cfm-w2": ORW,
+    "dgpo": DGPO,
+    "crd": CRD,
     "diffusion-dpo": DiffusionDPO,
 }
 """Every method by name."""

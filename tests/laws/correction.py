@@ -28,7 +28,7 @@ class Correction(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, cond: Cond | None) -> Tensor:
         k = (t.double().unsqueeze(1) - self.ts).abs().argmin(1)
-        move = self.c[k] + torch.einsum("bij,bj->bi", self.M[k], x.flatten(1).double())
+        move = self.c[k] + torch.einsum("bij,bj->bi", self.M[k], x.flatten(1).to(self.M.dtype))
         return self.exact(x, t, cond) + move.view_as(x).to(x.dtype)
 
 

@@ -11,7 +11,7 @@ from girsanov.grids import Grid
 from girsanov.methods.advantages import BatchNormalised, Clipped, GroupCentred, GroupNormalised
 from girsanov.methods.base import Turn
 from girsanov.methods.forward import DECAYS, ERRORS, TIMES, DiffusionNFT, errors, nft
-from girsanov.methods.forward.base import Draw, ForwardBatch
+from girsanov.methods.forward.draws import Draw, ForwardBatch
 from girsanov.methods.forward.errors import SelfNormalisedX0, VelocityError
 from girsanov.methods.forward.old import ConstantDecay, RampDecay
 from girsanov.methods.forward.times import GridTimes, LogitNormalTimes, UniformTimes

@@ -11,7 +11,7 @@ bad samples: each gives ``loss``, one number a sample and draw. All arithmetic i
 """
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -20,62 +20,19 @@ from torch import Tensor
 from girsanov.grids import Grid
 from girsanov.methods.advantages.base import Advantage, GroupNormalised
 from girsanov.methods.advantages.robust import Clipped
-from girsanov.methods.advantages.scoring import judge, reward_metrics
+from girsanov.methods.advantages.scoring import judge
 from girsanov.methods.base import Chunk, Method, State, Turn
+from girsanov.methods.forward.draws import Draw, ForwardBatch
 from girsanov.methods.forward.times import Times, UniformTimes
 from girsanov.methods.online import sample_and_score
 from girsanov.models import velocity
 from girsanov.policy import Policy
-from girsanov.predictions import combine
-from girsanov.processes import Process
 from girsanov.rewards.base import Reward
 from girsanov.samplers.base import Sampler
 from girsanov.samplers.heun import Heun
 from girsanov.types import Batch, Cond, Prompts
 
 RENOISE = 3  # noise stream of the draws
-
-
-@dataclass(frozen=True)
-class Draw:
-    """Every sample once, noised.
-
-    Attributes:
-        x: noised samples, [B, *D].
-        t: their times, float64 [B].
-        target: u, [B, *D].
-        lever: ``sigma / W``: the error of x_0 per error of the velocity, float64 [B].
-    """
-
-    x: Tensor
-    t: Tensor
-    target: Tensor
-    lever: Tensor
-
-    @classmethod
-    def of(cls, process: Process, x0: Tensor, t: Tensor, eps: Tensor) -> "Draw":
-        """Samples x0 [B, *D] noised with eps [B, *D] to the times t [B]."""
-        c = process(t)
-        return cls(combine(x0, eps, c.alpha, c.sigma), t, combine(x0, eps, c.d_alpha, c.d_sigma), c.sigma / c.wronskian)
-
-    def take(self, index: Tensor) -> "Draw":
-        """The chosen samples."""
-        return Draw(self.x[index], self.t[index], self.target[index], self.lever[index])
-
-
-@dataclass(frozen=True)
-class ForwardBatch(Batch):
-    """Rewards [B], advantages [B], which samples carry a signal (bool [B]), conditions, and the draws."""
-
-    reward: Tensor
-    advantage: Tensor
-    mask: Tensor
-    cond: Cond
-    draws: tuple[Draw, ...]
-
-    def metrics(self) -> dict[str, Tensor | float]:
-        """Mean and spread of the reward, and the share of samples without a signal."""
-        return reward_metrics(self.reward, self.mask)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +46,7 @@ class ForwardMethod(Method):
         advantage: rewards to advantages.
         times: at which times samples are re-noised.
         draws: how often each sample is re-noised.
+        shared_noise: re-noise the samples of a group with the same times and noise.
         rollout_micro_batch: samples rolled out at a time, each lot scored while the next is rolled out; None is all.
     """
 
@@ -98,6 +56,7 @@ class ForwardMethod(Method):
     advantage: Advantage = Clipped(GroupNormalised(), 5.0)
     times: Times = UniformTimes()
     draws: int = 4
+    shared_noise: bool = False
     rollout_micro_batch: int | None = None
 
     @property
@@ -112,6 +71,10 @@ class ForwardMethod(Method):
 
     def before(self, policy: Policy, state: State, turn: Turn) -> None:
         """What moves before a batch is collected."""
+
+    def prepare(self, policy: Policy, batch: ForwardBatch, prompts: Prompts, turn: Turn) -> ForwardBatch:
+        """What must be known of whole groups before the losses: a note for every draw."""
+        return batch
 
     @abstractmethod
     def loss(
@@ -130,20 +93,25 @@ class ForwardMethod(Method):
                 keep=(), micro_batch=self.rollout_micro_batch,
             )  # fmt: skip
         x0 = path.x0
-        source, draws = turn.noise(prompts.ids, RENOISE), list[Draw]()
+        key = prompts.group if self.shared_noise else prompts.ids
+        source, draws = turn.noise(key, RENOISE), list[Draw]()
         for k in range(self.draws):
             t = self.times(source.uniform(), k, self.draws, self.grid)
             draws.append(Draw.of(model.process, x0, t, source(x0)))
         reward, advantage, mask = judge(self.reward, pending, self.advantage, prompts, state, turn)
-        return ForwardBatch(reward, advantage.to(x0.dtype), mask, prompts.cond, tuple(draws))
+        batch = ForwardBatch(reward, advantage.to(x0.dtype), mask, prompts.cond, tuple(draws))
+        return self.prepare(policy, batch, prompts, turn)
+
+    def constants(self, policy: Policy, draw: Draw, cond: Cond, names: Sequence[str]) -> dict[str, Tensor]:
+        """Velocities of views at a draw, without a graph."""
+        with torch.no_grad():
+            return {name: velocity(policy.view(name, "train"), draw.x, draw.t, cond) for name in names}
 
     def losses(self, policy: Policy, batch: Batch, state: State) -> Iterator[Chunk]:
         """One chunk a draw; samples without a signal add nothing."""
         assert isinstance(batch, ForwardBatch)
         for draw in batch.draws:
-            with torch.no_grad():
-                views = {name: policy.view(name, "train") for name in self.frozen}
-                frozen = {n: velocity(view, draw.x, draw.t, batch.cond) for n, view in views.items()}
+            frozen = self.constants(policy, draw, batch.cond, self.frozen)
             v = velocity(policy.view("current", "train"), draw.x, draw.t, batch.cond)
             loss, metrics = self.loss(v, frozen, draw, batch)
             yield Chunk(torch.where(batch.mask, loss, torch.zeros_like(loss)).mean() / len(batch.draws), metrics)

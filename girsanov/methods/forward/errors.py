@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from girsanov.methods.forward.base import Draw
+from girsanov.methods.forward.draws import Draw
 from girsanov.predictions import scale
 
 

@@ -32,7 +32,8 @@ from torch import Tensor
 
 from girsanov.errors import GirsanovError
 from girsanov.methods.base import State, Turn
-from girsanov.methods.forward.base import Draw, ForwardBatch, ForwardMethod
+from girsanov.methods.forward.base import ForwardMethod
+from girsanov.methods.forward.draws import Draw, ForwardBatch
 from girsanov.methods.forward.errors import ErrorNorm, SelfNormalisedX0, mean_square
 from girsanov.methods.forward.old import OLD, DecaySchedule, RampDecay, move_old
 from girsanov.policy import Policy

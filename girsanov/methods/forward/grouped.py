@@ -1,0 +1,133 @@
+r"""Forward-process methods whose objective is that of a whole group: DGPO and CRD.
+
+DGPO is DPO between the good and the bad part of a group, with the denoising error e standing for ``-log pi``:
+
+.. math:: L = E\big[ \mathrm{sg}[g]\, A_i e_i \big], \qquad
+    g = \sigma\Big( \frac{\beta}{n} \sum_{j \in group} A_j (e_j - e_j^{ref}) \Big)
+
+Samples of a group share (t, eps). The gate g is 1/2 at the reference and closes as the group is told apart.
+
+CRD regresses the centred reward on a centred implicit one, ``R_i = -(e_i - e_i^{old})``:
+
+.. math:: L = \tfrac{1}{b}\, (b (R_i - \bar R) - A_i)^2 + \kappa\, \|v - v_{ref}\|^2 / d
+
+Both need numbers of the whole group (the gate; the mean of R), which a micro-batch does not hold: they are taken down
+when the batch is collected, from the policy that starts its updates, so they are exact at the first update. Leaving the
+mean of R without a gradient changes nothing there, since the residuals of a group sum to 0.
+
+References: arXiv:2510.08425, 2026 (DGPO; beta 100 with a frozen reference); arXiv:2603.14128, 2026 (CRD; kappa .1
+to a guided reference, a factor 5 more).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from girsanov.errors import GirsanovError
+from girsanov.methods.advantages.groups import Groups
+from girsanov.methods.base import State, Turn
+from girsanov.methods.forward.base import ForwardMethod
+from girsanov.methods.forward.draws import Draw, ForwardBatch
+from girsanov.methods.forward.errors import ErrorNorm, SelfNormalisedX0, VelocityError, mean_square
+from girsanov.methods.forward.old import OLD, DecaySchedule, RampDecay, move_old
+from girsanov.policy import Policy
+from girsanov.types import Prompts
+
+
+def group_mean(values: Tensor, prompts: Prompts, turn: Turn) -> Tensor:
+    """The mean of values [B] over each sample's group, over all processes: [B], in the dtype of the values."""
+    groups = Groups.of(turn.reduce.gather(prompts.group.to(values.device)))
+    every = turn.reduce.gather(values.double().unsqueeze(1))
+    return turn.reduce.local(groups.mean(every)).squeeze(1).to(values.dtype)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DGPO(ForwardMethod):
+    """Direct group preference optimisation.
+
+    Attributes:
+        beta: how fast the gate closes.
+        error: e.
+    """
+
+    beta: float = 100.0
+    error: ErrorNorm = VelocityError()
+    shared_noise: bool = True
+
+    def __post_init__(self) -> None:
+        if not self.beta > 0:
+            raise GirsanovError(f"beta of a preference loss must be positive, not {self.beta}")
+
+    def prepare(self, policy: Policy, batch: ForwardBatch, prompts: Prompts, turn: Turn) -> ForwardBatch:
+        """Takes down the gate of every group and draw."""
+        gates = list[Tensor]()
+        for draw in batch.draws:
+            v = self.constants(policy, draw, batch.cond, ("current", "reference"))
+            gain = batch.advantage * (self.error(v["current"], draw) - self.error(v["reference"], draw))
+            gates.append(torch.sigmoid(self.beta * group_mean(gain, prompts, turn)))
+        return batch.with_notes(gates)
+
+    def loss(
+        self, v: Tensor, frozen: Mapping[str, Tensor], draw: Draw, batch: ForwardBatch
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """``g A e``."""
+        assert draw.note is not None
+        return draw.note * batch.advantage * self.error(v, draw), {"gate": draw.note.mean()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CRD(ForwardMethod):
+    """Centred reward distillation.
+
+    Attributes:
+        b: size of the implicit reward.
+        kappa: weight of the distance from the reference.
+        error: e.
+        decay: how the old policy follows.
+    """
+
+    b: float = 1.0
+    kappa: float = 0.02
+    error: ErrorNorm = SelfNormalisedX0()
+    decay: DecaySchedule = RampDecay()
+
+    def __post_init__(self) -> None:
+        if not (self.b > 0 and self.kappa >= 0):
+            raise GirsanovError(f"CRD needs b > 0 and kappa >= 0, not {self.b} and {self.kappa}")
+
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        """The old policy, and the reference if it has a weight."""
+        return (OLD, "reference") if self.kappa > 0 else (OLD,)
+
+    def setup(self, policy: Policy) -> State:
+        """Starts the old policy."""
+        policy.keep_copy(OLD)
+        return {}
+
+    def before(self, policy: Policy, state: State, turn: Turn) -> None:
+        """Moves the old policy."""
+        move_old(policy, self.decay, state, turn)
+
+    def prepare(self, policy: Policy, batch: ForwardBatch, prompts: Prompts, turn: Turn) -> ForwardBatch:
+        """Takes down the group's mean of the implicit reward of every draw."""
+        means = list[Tensor]()
+        for draw in batch.draws:
+            v = self.constants(policy, draw, batch.cond, ("current", OLD))
+            means.append(group_mean(self.error(v[OLD], draw) - self.error(v["current"], draw), prompts, turn))
+        return batch.with_notes(means)
+
+    def loss(
+        self, v: Tensor, frozen: Mapping[str, Tensor], draw: Draw, batch: ForwardBatch
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """``(b (R - mean R) - A)^2 / b``, and the distance from the reference."""
+        assert draw.note is not None
+        implicit = self.error(frozen[OLD], draw) - self.error(v, draw) - draw.note
+        loss = (self.b * implicit - batch.advantage).square() / self.b
+        metrics = {"old_gap": mean_square(v.detach() - frozen[OLD]).mean().sqrt()}
+        if self.kappa > 0:
+            drift = mean_square(v - frozen["reference"])
+            loss, metrics["drift"] = loss + self.kappa * drift, drift.detach().mean()
+        return loss, metrics
