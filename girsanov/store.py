@@ -182,9 +182,11 @@ def cached(name: str, key: Mapping[str, Any], make: Callable[[], Model], folder:
     """The cached model of this key, or a new one that is then cached.
 
     Args:
-        name: first part of the folder's name. key: everything that the model depends on, as plain data or settings;
-        the versions of Girsanov and torch are added. make: makes the model. folder: the cache, ``cache_folder()`` by
-        default.
+        name: first part of the folder's name.
+        key: everything that the model depends on, as plain data or settings; the versions of Girsanov and torch are
+            added.
+        make: makes the model.
+        folder: the cache, ``cache_folder()`` by default.
 
     A damaged entry is made anew, with a warning. Two processes that make the same model do not disturb each other.
     """

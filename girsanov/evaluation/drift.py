@@ -12,10 +12,10 @@ noiseless last step is left out: no density, no KL.
 **Deterministic samplers** have no path KL (it is infinite). Two substitutes, named for what they are:
 
 * ``energy``: ``E int |v - v_ref|^2 dt`` along the deployed trajectories, the cost that deterministic adjoint matching
-charges; * ``kernel_kl`` of a GDDIM(eta=1) at the states the deterministic sampler visited: the KL that the same
-network change would cost under
-  that noise, an estimate and no bound, since the states are not the noisy chain's. ``path_kl`` with GDDIM(eta=1) is
-  exact for the noisy sampler itself.
+  charges.
+* ``kernel_kl`` of a GDDIM(eta=1) at the states the deterministic sampler visited: the KL that the same network change
+  would cost under that noise, an estimate and no bound, since the states are not the noisy chain's. ``path_kl`` with
+  GDDIM(eta=1) is exact for the noisy sampler itself.
 
 Reference: Girsanov 1960, doi:10.1137/1105027; the discrete form is the chain rule of the KL.
 """

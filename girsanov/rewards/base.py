@@ -11,9 +11,9 @@ class Reward(ABC):
     """Scores of samples.
 
     Attributes:
-        name: what messages and reports call it. differentiable: whether gradients flow from the scores to the samples;
-        a fact of the class, or of the object where
-            it depends on what the object is made of.
+        name: what messages and reports call it.
+        differentiable: whether gradients flow from the scores to the samples; a fact of the class, or of the object
+            where it depends on what the object is made of.
     """
 
     name: str = "reward"
