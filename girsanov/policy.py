@@ -16,7 +16,7 @@ again: the gradient would silently be that of the current weights. Views other t
 
 import copy
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -52,9 +52,11 @@ class Policy:
         unknown = set(self.guidance) - set(USES)
         if unknown:
             raise GirsanovError(f"guidance is set for {', '.join(USES)}, not for {', '.join(sorted(unknown))}")
-        self.names = [name for name, p in self.net.named_parameters() if p.requires_grad]
+        self._trained = {name: p for name, p in self.net.named_parameters() if p.requires_grad}
+        self.names = list(self._trained)
         if not self.names:
             raise GirsanovError("no parameter requires a gradient: unfreeze the network or add adapters before tuning")
+        self._blocks = [m for m in self.net.modules() if hasattr(m, "gradient_checkpointing")]
         self.copies: dict[str, dict[str, Tensor]] = {}
         self._reference = {n: w for n, w in self._snapshot().items() if not is_lora(n)}
 
@@ -70,15 +72,14 @@ class Policy:
 
     def parameters(self) -> list[nn.Parameter]:
         """The trainable parameters, in a fixed order."""
-        table = dict(self.net.named_parameters())
-        return [table[name] for name in self.names]
+        return list(self._trained.values())
 
     def _snapshot(self) -> dict[str, Tensor]:
         return {n: p.detach().clone() for n, p in zip(self.names, self.parameters(), strict=True)}
 
     def _weights(self, name: str) -> dict[str, Tensor]:
         if name == "current":
-            return dict(zip(self.names, self.parameters(), strict=True))
+            return dict(self._trained)
         if name not in self.copies:
             known = ", ".join(["current", "reference", *self.copies])
             raise GirsanovError(f"the policy has no view {name!r}: it has {known} (keep_copy makes one)")
@@ -105,7 +106,7 @@ class Policy:
         if name != "reference" and strength != 1.0:
             weights = {n: self._scaled(n, w, strength) for n, w in weights.items()}
         live = name == "current" and strength == 1.0
-        model = self.model if live else dataclasses.replace(self.model, net=Frozen(self.net, weights))
+        model = self.model if live else dataclasses.replace(self.model, net=Frozen(self.net, weights, self._blocks))
         if use is not None and use not in USES:
             raise GirsanovError(f"a view is used for {', '.join(USES)}, not for {use}")
         scale = self.guidance.get(use, 1.0) if use else 1.0
@@ -127,7 +128,7 @@ class Policy:
         """Writes saved weights into "current" or a moving copy. Raises if names or shapes differ."""
         if set(weights) != set(self.names):
             raise GirsanovError("the saved weights belong to another network: their parameter names differ")
-        current = dict(zip(self.names, self.parameters(), strict=True))
+        current = self._trained
         for key, p in current.items():
             if weights[key].shape != p.shape:
                 raise GirsanovError(f"the saved weights belong to another network: {key} has another shape")
@@ -143,20 +144,26 @@ class Policy:
 
 
 class Frozen:
-    """A network called with other parameter tensors than its own."""
+    """A network called with other parameter tensors than its own.
 
-    def __init__(self, net: nn.Module, weights: Mapping[str, Tensor]) -> None:
-        self.net, self.weights = net, dict(weights)
+    Args:
+        net: the network.
+        weights: tensors in the place of its parameters.
+        blocks: its submodules that may checkpoint themselves.
+    """
+
+    def __init__(self, net: nn.Module, weights: Mapping[str, Tensor], blocks: Sequence[nn.Module] = ()) -> None:
+        self.net, self.weights, self.blocks = net, dict(weights), blocks
 
     def __call__(self, x: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
-        with stored_activations(self.net):
+        with stored_activations(self.blocks):
             return functional_call(self.net, self.weights, (x, t, cond))
 
 
 @contextmanager
-def stored_activations(net: nn.Module) -> Iterator[None]:
+def stored_activations(blocks: Sequence[nn.Module]) -> Iterator[None]:
     """Switches checkpointing inside a network off while it runs (the module's docstring says why)."""
-    on = [m for m in net.modules() if getattr(m, "gradient_checkpointing", False)]
+    on = [block for block in blocks if block.gradient_checkpointing]
     for module in on:
         module.gradient_checkpointing = False  # type: ignore[assignment]
     try:
