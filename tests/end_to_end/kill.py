@@ -1,7 +1,7 @@
 """Runs the mixture recipe once in peace and once under SIGKILL, five times at moments it does not choose.
 
-One of them is in the middle of a checkpoint; the run goes on each time. Every attempt is a fork of this process, so that
-nothing is imported twice.
+One of them is in the middle of a checkpoint; the run goes on each time. Every attempt is a fork of this process, so
+that nothing is imported twice.
 """
 
 import importlib
