@@ -1,9 +1,11 @@
 """The command line. ``--help`` imports nothing heavy; each command imports what it needs when it runs."""
 
 import argparse
+import difflib
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import NoReturn
 
 from girsanov.errors import GirsanovError
 
@@ -17,9 +19,24 @@ examples:
 """
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser whose complaints are one line, like all others."""
+
+    def error(self, message: str) -> NoReturn:
+        """Prints the sentence and exits with 2."""
+        self.exit(2, f"error: {message}; `{self.prog} --help` shows what there is\n")
+
+
+def unknown_words(words: Sequence[str], known: Mapping[str, object]) -> str:
+    """What to say of words that no argument takes, with the nearest option."""
+    options = [f"--{name.replace('_', '-')}" for name in known if name not in ("command", "version")]
+    near = difflib.get_close_matches(words[0].partition("=")[0], options, n=1)
+    return f"{' '.join(words)} is no option" + (f", did you mean {near[0]}?" if near else "")
+
+
 def parser() -> argparse.ArgumentParser:
     """The arguments of all commands."""
-    top = argparse.ArgumentParser(
+    top = Parser(
         prog="girsanov",
         description="Fine-tunes diffusion and flow models to rewards and preferences.",
         epilog=EXAMPLES,
@@ -61,12 +78,15 @@ def parser() -> argparse.ArgumentParser:
     sample.add_argument("--out", metavar="DIR", help="where they go (default: RUN/samples/seed-S)")
     sample.add_argument("--device", metavar="NAME", help="cpu or cuda")
 
+    deployment_options(sample)
+
     evaluate = add("evaluate", "evaluate a run, or a folder of pictures")
     evaluate.add_argument("path", metavar="RUN_OR_FOLDER", help="the folder of a run, or one of pictures")
     evaluate.add_argument("--recipe", default="digits", help="whose judge looks at pictures (default digits)")
     evaluate.add_argument("--checkpoint", default="last", help="last, best, or an iteration (default last)")
     evaluate.add_argument("--json", metavar="FILE", help="write the numbers there as well")
     evaluate.add_argument("--device", metavar="NAME", help="cpu or cuda")
+    deployment_options(evaluate)
 
     compare = add("compare", "put runs side by side, as a table and a page")
     compare.add_argument("runs", nargs="+", metavar="RUN", help="folders of runs, or of runs repeated with --seeds")
@@ -82,6 +102,20 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def deployment_options(command: argparse.ArgumentParser) -> None:
+    """Sampling with another noise than the policy was trained with."""
+    command.add_argument(
+        "--eta-deploy",
+        type=float,
+        metavar="E",
+        help="sample with this noise (0: the ODE), and scale what tuning\nlearned to fit (docs/deployment.md)",
+    )
+    command.add_argument(
+        "--eta-train", type=float, metavar="E", help="the noise of training (default: that of the run's sampler)"
+    )
+    command.add_argument("--one-pass", action="store_true", help="scale the weights: faster, and approximate")
+
+
 def more_commands(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
     """The commands that are not about one run."""
     bench = add("bench", "check every method against problems whose answer is known")
@@ -90,6 +124,13 @@ def more_commands(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
     bench.add_argument("--methods", nargs="+", metavar="NAME", help="only these")
     bench.add_argument("--seeds", type=int, metavar="N", help="how many seeds")
     bench.add_argument("--fast", action="store_true", help="a coarse check in a minute")
+
+    study = add("study", "run a study: stochasticity (the training sampler's noise, and deployment)")
+    study.add_argument("study", metavar="NAME", help="stochasticity")
+    study.add_argument("--out", metavar="DIR", help="where it goes (default runs/study-NAME)")
+    study.add_argument("--parts", nargs="+", metavar="PART", help="exact, networks, digits, deployment (default all)")
+    study.add_argument("--fast", action="store_true", help="a few iterations and samples, to see that it runs")
+    study.add_argument("--json", metavar="FILE", help="write the numbers there as well")
 
     serve = add("serve-reward", "score samples for other processes over HTTP (GIRSANOV_REWARD_TOKEN is the secret)")
     serve.add_argument("reward", metavar="REWARD", help="my_file.py:fn, or the name of a built-in reward")
@@ -104,7 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     chosen, rest = top.parse_known_args(given)  # settings may stand between options
     if rest and (chosen.command != "run" or any(word.startswith("-") for word in rest)):
-        top.error(f"unknown: {' '.join(rest)}; `girsanov {chosen.command or ''} --help` shows what there is")
+        top.error(unknown_words(rest, vars(chosen)))
     if rest:
         chosen.settings += rest
     if chosen.version:

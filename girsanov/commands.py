@@ -106,14 +106,28 @@ def run_seeds(chosen: argparse.Namespace, layers: list[dict[str, Any]], out: Pat
     return 0
 
 
+def load_for_sampling(chosen: argparse.Namespace, path: Path, device: Any) -> tuple[Launch, Any]:
+    """A run and, with ``--eta-deploy``, its tuned model scaled for that noise and its evaluations sampled with it."""
+    if chosen.eta_deploy is None:
+        if chosen.eta_train is not None or chosen.one_pass:
+            raise GirsanovError("--eta-train and --one-pass say how to scale for another sampler: add --eta-deploy")
+        return load_run(path, device, chosen.checkpoint)
+    from girsanov.deployment import Redeployed, sampled_at
+
+    launch, parts = load_run(path, device, chosen.checkpoint, lambda config: sampled_at(config, chosen.eta_deploy))
+    parts.run.method = Redeployed.of(parts.run.method, chosen.eta_deploy, chosen.eta_train, not chosen.one_pass)
+    return launch, parts
+
+
 def sample_command(chosen: argparse.Namespace, command: str) -> int:
     """``girsanov sample``."""
     import numpy as np
 
     if chosen.n < 1:
         raise GirsanovError(f"-n {chosen.n} draws nothing: give 1 or more")
-    launch, parts = load_run(Path(chosen.run), device_of(chosen.device), chosen.checkpoint)
-    out = Path(chosen.out) if chosen.out else launch.folder.samples / f"seed-{chosen.seed}"
+    launch, parts = load_for_sampling(chosen, Path(chosen.run), device_of(chosen.device))
+    name = f"seed-{chosen.seed}" + ("" if chosen.eta_deploy is None else f"-eta-{chosen.eta_deploy:g}")
+    out = Path(chosen.out) if chosen.out else launch.folder.samples / name
     out.mkdir(parents=True, exist_ok=True)
     samples = parts.sample(parts.run.model(chosen.strength), chosen.n, chosen.seed)
     if parts.write is None:
@@ -131,7 +145,7 @@ def evaluate_command(chosen: argparse.Namespace, command: str) -> int:
     if not path.is_dir():
         raise GirsanovError(f"there is no folder {path}: give the folder of a run, or one of pictures")
     if (path / "run.json").is_file():
-        _, parts = load_run(path, device, chosen.checkpoint)
+        _, parts = load_for_sampling(chosen, path, device)
         values = parts.evaluate(parts.run)
         labels = {m.key: m.label for m in parts.metrics}
     else:
@@ -193,6 +207,22 @@ def bench_command(chosen: argparse.Namespace, command: str) -> int:
     run_bench(
         json_path=chosen.json, plot_path=chosen.plot, methods=chosen.methods, seeds=chosen.seeds, fast=chosen.fast
     )
+    return 0
+
+
+def study_command(chosen: argparse.Namespace, command: str) -> int:
+    """``girsanov study``."""
+    from girsanov.config.parts import load
+    from girsanov.settings import unknown
+    from girsanov.studies import STUDIES
+
+    if chosen.study not in STUDIES:
+        raise GirsanovError(f"{chosen.study!r} {unknown(chosen.study, STUDIES, 'study')}")
+    out = Path(chosen.out) if chosen.out else Path("runs") / f"study-{chosen.study}"
+    page = load(STUDIES[chosen.study])(out, command, chosen.parts, chosen.fast)
+    if chosen.json:
+        write_text(Path(chosen.json), (out / "study.json").read_text(encoding="utf-8"))
+    print(f"report: {page}")
     return 0
 
 

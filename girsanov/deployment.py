@@ -41,21 +41,28 @@ References: Domingo-Enrich et al. 2025, arXiv:2409.08861, theorem 1 (eta = 1); t
 here. ``docs/deployment.md`` holds the measurements.
 """
 
+import dataclasses
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from girsanov.config import Part, make
 from girsanov.errors import GirsanovError
+from girsanov.methods.base import Chunk, Method, State, Turn
 from girsanov.models import ModelLike
 from girsanov.policy import Policy
 from girsanov.predictions import Prediction
 from girsanov.problems.control import deployment_factor as deployment_factor
 from girsanov.processes import Process
+from girsanov.samplers.base import Sampler
+from girsanov.samplers.gddim import GDDIM
+from girsanov.samplers.stochasticity import eta_of
 from girsanov.theory.memory import memory as memory_of
-from girsanov.types import Cond
+from girsanov.types import Batch, Cond, Prompts
 
 NOTICEABLE = 0.05
 """Memory above which a correction is reported as approximate."""
@@ -130,6 +137,29 @@ def check_memory(memory: float, c: float) -> None:
         )
 
 
+def scale_for(process: Process, eta_train: float, eta_deploy: float, memory: float | None = None) -> float:
+    """The deployment factor, checked against the memory of a process (by default from t = 1, unit data)."""
+    c = deployment_factor(eta_train, eta_deploy)
+    check_memory(memory_of(process, eta_train) * memory_of(process, eta_deploy) if memory is None else memory, c)
+    return c
+
+
+def sampled_at(config: Any, eta: float) -> Any:
+    """A recipe's configuration whose evaluations sample at eta; its own sampler stays if it does.
+
+    Raises GirsanovError for recipes without a sampler to set.
+    """
+    if not hasattr(config, "sampler"):
+        raise GirsanovError("this recipe has no sampler to set the noise of: leave out --eta-deploy")
+    if _matches(make(Sampler, config.sampler), eta):
+        return config
+    return dataclasses.replace(config, sampler=Part("gddim", {"eta": eta}))
+
+
+def _matches(sampler: Sampler, eta: float) -> bool:
+    return not sampler.stochastic if eta == 0 else isinstance(sampler, GDDIM) and sampler.eta == eta
+
+
 def deploy_at(
     policy: Policy,
     eta_train: float,
@@ -154,13 +184,71 @@ def deploy_at(
     Raises:
         GirsanovError: eta_train is not positive, or the process remembers so much that scaling does harm.
     """
-    c = deployment_factor(eta_train, eta_deploy)
-    if memory is None:
-        process = policy.model.process
-        memory = memory_of(process, eta_train) * memory_of(process, eta_deploy)
-    check_memory(memory, c)
+    c = scale_for(policy.model.process, eta_train, eta_deploy, memory)
     if c == 1.0:
         return policy.view(name, "rollout")
     if not exact:
         return policy.view(name, "rollout", strength=c)
     return Deployed(policy.view(name, "rollout"), policy.view("reference", "rollout"), c)
+
+
+@dataclass(frozen=True)
+class Redeployed(Method):
+    """A method whose tuned model is meant for another sampler: training is the method's, ``deploy`` is scaled.
+
+    Attributes:
+        method: what tunes (or tuned) the policy.
+        eta_train, eta_deploy, exact: as in ``deploy_at``.
+    """
+
+    method: Method
+    eta_train: float
+    eta_deploy: float
+    exact: bool = True
+
+    @classmethod
+    def of(cls, method: Method, eta_deploy: float, eta_train: float | None = None, exact: bool = True) -> "Redeployed":
+        """The method for sampling at ``eta_deploy``; eta_train is read off its sampler unless it is given.
+
+        Raises GirsanovError where the method's sampler has no single eta.
+        """
+        if eta_train is None:
+            sampler = getattr(method, "sampler", None)
+            if not isinstance(sampler, Sampler):
+                raise GirsanovError(
+                    f"{type(method).__name__} trains without a sampler, so its corrections belong to no eta: leave "
+                    "out the deployment factor, or say which eta it is to be taken for"
+                )
+            eta_train = eta_of(sampler)
+        return cls(method, eta_train, eta_deploy, exact)
+
+    def deploy(self, policy: Policy, name: str = "current", strength: float = 1.0) -> ModelLike:
+        """The scaled model; a strength of the tuning multiplies the factor."""
+        c = strength * scale_for(policy.model.process, self.eta_train, self.eta_deploy)
+        if c == 1.0 or not self.exact:
+            return self.method.deploy(policy, name, c)
+        return Deployed(self.method.deploy(policy, name), policy.view("reference", "rollout"), c)
+
+    def setup(self, policy: Policy) -> State:
+        """The method's."""
+        return self.method.setup(policy)
+
+    def modules(self) -> dict[str, nn.Module]:
+        """The method's."""
+        return self.method.modules()
+
+    def collect(self, policy: Policy, prompts: Prompts, state: State, turn: Turn) -> Batch:
+        """The method's."""
+        return self.method.collect(policy, prompts, state, turn)
+
+    def anchor(self, policy: Policy, batch: Batch, state: State) -> Batch:
+        """The method's."""
+        return self.method.anchor(policy, batch, state)
+
+    def losses(self, policy: Policy, batch: Batch, state: State) -> Iterator[Chunk]:
+        """The method's."""
+        return self.method.losses(policy, batch, state)
+
+    def after_update(self, policy: Policy, state: State, turn: Turn) -> None:
+        """The method's."""
+        self.method.after_update(policy, state, turn)

@@ -7,7 +7,7 @@ import json
 import os
 import signal
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -191,13 +191,16 @@ def interruptible(run: Run) -> Iterator[None]:
 INTERRUPTED = "interrupted"
 
 
-def load_run(path: Path, device: torch.device, which: str = "last") -> tuple[Launch, Assembled]:
+def load_run(
+    path: Path, device: torch.device, which: str = "last", change: Callable[[Any], Any] = lambda config: config
+) -> tuple[Launch, Assembled]:
     """A run with its trained weights: the "last" checkpoint, the "best" one, or that of an iteration.
 
-    Raises GirsanovError if the folder holds no whole checkpoint.
+    ``change`` is what becomes of its configuration, here and not in the folder. Raises GirsanovError if the folder
+    holds no whole checkpoint.
     """
     launch = Launch.existing(path)
-    parts = launch.recipe.build(launch.config, device)
+    parts = launch.recipe.build(change(launch.config), device)
     load_weights(parts.run, choose_checkpoint(launch.folder, which))
     return launch, parts
 

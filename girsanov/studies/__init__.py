@@ -1,0 +1,6 @@
+"""Studies: questions that take several runs. ``STUDIES`` lists them as ``module:function``, imported when run."""
+
+STUDIES: dict[str, str] = {
+    "stochasticity": "girsanov.studies.stochasticity:run_study",
+}
+"""Every study by name; called with (out, command, parts, fast)."""
