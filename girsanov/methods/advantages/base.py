@@ -62,10 +62,10 @@ class Advantage(ABC):
         r = reward.to(torch.float32 if reward.device.type == "mps" else torch.float64)
         r, key = turn.reduce.gather(r.reshape(len(r), -1)), turn.reduce.gather(group.to(r.device))
         w = r.new_ones(r.shape[1]) if weights is None else weights.to(r)
-        valid = r.isfinite().all(1)
-        if bool(valid.all()):
+        if bool(r.isfinite().all()):
             a, mask = self.compute(r, w, Groups.of(key), state)
         else:
+            valid = r.isfinite().all(1)
             a, mask = r.new_zeros(len(r)), torch.zeros_like(valid)
             if bool(valid.any()):
                 a[valid], mask[valid] = self.compute(r[valid], w, Groups.of(key[valid]), state)

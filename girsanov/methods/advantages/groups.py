@@ -31,15 +31,18 @@ class Groups:
 
     def mean(self, x: Tensor) -> Tensor:
         """Group means of x [N, R], given back to every sample: [N, R]."""
-        total = x.new_zeros(len(self.keys), x.shape[1]).index_add_(0, self.index, x)
-        return (total / self.count.unsqueeze(1))[self.index]
+        total = x.new_zeros(len(self.keys), x.shape[1]).scatter_add_(0, self._rows(x), x)
+        return (total / self.count.to(x.dtype).unsqueeze(1))[self.index]
 
     def varied(self, x: Tensor) -> Tensor:
         """Whether a sample's group holds different values, to the bit: bool [N, R]."""
-        first = x.new_zeros(len(self.keys), x.shape[1])
-        first[self.index] = x  # any member of the group
-        differs = (x != first[self.index]).to(torch.int32)
-        return (differs.new_zeros(first.shape).index_add_(0, self.index, differs) > 0)[self.index]
+        rows, shape = self._rows(x), (len(self.keys), x.shape[1])
+        high = x.new_full(shape, -torch.inf).scatter_reduce_(0, rows, x, "amax")
+        low = x.new_full(shape, torch.inf).scatter_reduce_(0, rows, x, "amin")
+        return (high > low)[self.index]
+
+    def _rows(self, x: Tensor) -> Tensor:
+        return self.index.unsqueeze(1).expand_as(x)
 
 
 def leave_one_out(x: Tensor, groups: Groups) -> Tensor:
