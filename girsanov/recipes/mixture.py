@@ -38,7 +38,7 @@ from girsanov.prompts import ClassPrompts, groups_in
 from girsanov.recipes.base import Assembled, Metric, Recipe, RunConfig, Samples
 from girsanov.rollout import rollout
 from girsanov.samplers.base import Sampler
-from girsanov.settings import Count, Natural, Positive, settings
+from girsanov.settings import Count, Finite, Natural, Positive, settings
 from girsanov.train import PromptSource, Run, TrainConfig
 from girsanov.types import Cond
 
@@ -77,8 +77,8 @@ class MixtureConfig(RunConfig):
 
     method: Part[Method] = Part("am")
     train: TrainConfig = TrainConfig(iterations=60, lr=5e-3, schedule="cosine")
-    slope: tuple[float, float] = (1.0, 0.5)
-    curvature: float = 0.0
+    slope: tuple[Finite, Finite] = (1.0, 0.5)
+    curvature: Finite = 0.0
     beta: Positive = 1.0
     components: Count = 5
     radius: Positive = 2.0
@@ -226,13 +226,13 @@ def draw(samples: Samples, law: Mixture, target: Mixture, radius: float) -> byte
     FigureCanvasAgg(figure)
     axes = figure.add_axes((0, 0, 1, 1))
     edge = 2.2 * radius
-    line = torch.linspace(-edge, edge, 160, dtype=torch.float64)
-    grid = torch.cartesian_prod(line, line)
+    ticks = torch.linspace(-edge, edge, 160, dtype=torch.float64)
+    grid, line = torch.cartesian_prod(ticks, ticks), ticks.numpy()
     for density, colour, width in ((law, "#b9b4aa", 0.8), (target, "#c2571a", 1.1)):
-        values = density.log_prob(grid).exp().reshape(160, 160).T
+        values = density.log_prob(grid).exp().reshape(160, 160).T.numpy()
         levels = values.max() * np.array([0.05, 0.3, 0.7])
         axes.contour(line, line, values, levels=levels, colors=colour, linewidths=width)
-    points = samples.x.cpu()
+    points = samples.x.cpu().numpy()
     axes.scatter(points[:, 0], points[:, 1], s=5, color="#1f4e79", alpha=0.55, linewidths=0)
     axes.set(xlim=(-edge, edge), ylim=(-edge, edge), aspect="equal")
     axes.axis("off")

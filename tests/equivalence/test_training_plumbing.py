@@ -3,6 +3,7 @@
 All in float64 unless said otherwise, seed 0, 8 samples an iteration; tolerances are relative.
 """
 
+import dataclasses
 import math
 from collections.abc import Iterator
 
@@ -250,6 +251,24 @@ def test_without_scaling_an_overflow_is_an_error() -> None:
         "the gradient is not finite at iteration 0: lower the learning rate, or look at the reward and the metrics "
         "just before; the last checkpoint is intact"
     )
+
+
+def test_a_reward_that_is_not_finite_is_an_error_before_anything_moves() -> None:
+    run = restless_run()
+    collect, before = run.method.collect, {n: w.clone() for n, w in run.policy.state().items()}
+
+    def spoiled(*arguments: object) -> object:
+        batch = collect(*arguments)
+        return dataclasses.replace(batch, reward=torch.where(torch.arange(8) < 3, torch.inf, batch.reward))
+
+    object.__setattr__(run.method, "collect", spoiled)
+    with pytest.raises(GirsanovError) as error:
+        iterate(run)
+    assert str(error.value) == (
+        "the reward of 3 of 8 samples is not finite at iteration 0: clamp what the reward divides by or takes the log of; "
+        "the last checkpoint is intact"
+    )
+    assert all(torch.equal(w, before[n]) for n, w in run.policy.state().items())
 
 
 def test_stopping_ends_after_the_iteration() -> None:

@@ -67,8 +67,8 @@ def test_the_kl_leaves_its_range() -> None:
     run = tiny_run()
     assert KLRange(5.0).check(run, {"eval/kl": 4.9}, {}) is None
     assert KLRange(5.0).check(run, {"eval/kl": 6.0, "kl": 1.0}, {}) == (
-        "KL too large: 6 exceeds 5, the model is far from the pretrained one: weigh the KL more, lower the learning rate "
-        "or stop earlier"
+        "KL too large: 6 exceeds 5, the model is far from the pretrained one: weigh the KL more, lower the learning "
+        "rate or stop earlier"
     )
     assert KLRange().check(run, {"kl": 1e9}, {}) is None
     assert KLRange().check(run, {"kl": -2.0}, {}) == (
@@ -105,8 +105,8 @@ def test_an_old_policy_that_never_lags() -> None:
     said = [OldIsCurrent().check(run, {}, memory) for _ in range(3)]  # the copy was just made: equal
     assert said[:2] == [None, None]
     assert said[2] == (
-        "old policy equal to the current one for 3 iterations: nothing is compared with anything; raise the decay of the "
-        "old policy, or look at whether the learning rate is zero"
+        "old policy equal to the current one for 3 iterations: nothing is compared with anything; raise the decay of "
+        "the old policy, or look at whether the learning rate is zero"
     )
     with torch.no_grad():
         run.policy.parameters()[0].add_(1.0)
