@@ -102,6 +102,11 @@ class Section:
     plots: Sequence[Plot] = ()
     data: dict[str, Any] = field(default_factory=dict)
 
+    def record(self) -> dict[str, Any]:
+        """What the JSON holds: every number, and the tables as they are shown."""
+        tables = [{"columns": list(t.columns), "rows": t.cells, "note": t.note} for t in self.tables]
+        return {"title": self.title, **self.data, "tables": tables}
+
 
 def write_study(out: Path, title: str, lead: str, sections: Sequence[Section], command: str) -> Path:
     """Writes ``report.html``, ``study.json`` and ``plots/*.svg`` into a folder; the path of the page."""
@@ -117,7 +122,7 @@ def write_study(out: Path, title: str, lead: str, sections: Sequence[Section], c
     )
     (out / "plots").mkdir(parents=True, exist_ok=True)
     write_text(out / "report.html", page)
-    numbers = {"command": command, "sections": {s.key: s.data for s in sections}}
+    numbers = {"command": command, "sections": {s.key: s.record() for s in sections}}
     write_text(out / "study.json", json.dumps(numbers, indent=1) + "\n")
     for section in sections:
         for plot in section.plots:

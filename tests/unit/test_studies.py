@@ -50,7 +50,8 @@ def test_the_page_holds_what_was_seen(tmp_path: Path) -> None:
     section = Section("part", "Part", ["text"], [Table(("x", "y"), [("0.5", 1.25)])], [plot], {"value": 1.25})
     page = write_study(tmp_path, "Study", "lead", [section], "girsanov study x").read_text()
     assert "1.2500" in page and "A &lt;title&gt;" in page and "<svg" in page
-    assert json.loads((tmp_path / "study.json").read_text())["sections"] == {"part": {"value": 1.25}}
+    record = json.loads((tmp_path / "study.json").read_text())["sections"]["part"]
+    assert record["value"] == 1.25 and record["tables"][0]["rows"] == [["0.5", "1.2500"]]
     picture = (tmp_path / "plots" / "one.svg").read_text()
     assert picture.startswith("<svg") and "a &amp; b" in picture and picture.count("<svg") == 1
     with pytest.raises(GirsanovError, match="did you mean exact"):
