@@ -1,6 +1,7 @@
 """Configuration: what is described is what is built, and every mistake is named with its place."""
 
 import dataclasses
+import inspect
 from pathlib import Path
 
 import pytest
@@ -8,12 +9,14 @@ import torch
 import yaml
 
 from girsanov.config import Part, dump_config, load_config, make, merge, parse_overrides, read_yaml
-from girsanov.config.parts import describe, members
+from girsanov.config.parts import describe, family_of, members, parameters, shape
 from girsanov.errors import GirsanovError
 from girsanov.grids import Grid
 from girsanov.methods import METHODS, Method
 from girsanov.methods.adjoint.costs import PowerCost
+from girsanov.methods.adjoint.gauss_newton import GaussNewton
 from girsanov.methods.adjoint.ode import ODEAdjointMatching
+from girsanov.methods.adjoint.steps import Subset
 from girsanov.problems import LinearReward
 from girsanov.processes import RectifiedFlow, VPTable
 from girsanov.recipes import RECIPES, get_recipe
@@ -194,3 +197,27 @@ def test_the_users_own_reward_comes_from_a_file(tmp_path: Path) -> None:
     with pytest.raises(GirsanovError) as error:
         load_config(Rewarded, {"reward": "boldd"})
     assert str(error.value) == "reward 'boldd' is no reward: did you mean bold?"
+
+
+def parts_of(family: type) -> set[type]:
+    """The concrete classes of the package that derive from a family."""
+    below = {s for s in family.__subclasses__() if s.__module__.startswith("girsanov.")}
+    return {c for c in below if not inspect.isabstract(c)}.union(*(parts_of(c) for c in below))
+
+
+def test_every_part_of_a_method_has_a_name() -> None:
+    """What a method is composed of can be chosen in a configuration: each family's dict lists all its members."""
+    fields = [annotation for cls in METHODS.values() for annotation, _ in parameters(cls).values()]
+    families = {found for how, found in map(shape, fields) if how == "family" and found not in (Reward, Grid)}
+    assert len(families) > 12
+    for family in {family_of(f) for f in families}:
+        assert parts_of(family) - set(members(family).values()) == set(), f"name them in the dict of {family.__name__}"
+
+
+def test_second_order_targets_and_published_steps_are_chosen_by_name() -> None:
+    ode = make(
+        Method, load("method=ode-am", "method.target={kind: gauss-newton, steps: 2}").method, LinearReward([1.0])
+    )
+    assert ode.target == GaussNewton(2)
+    am = make(Method, load("method=am", "method.steps.kind=subset", "method.steps.late=5").method, LinearReward([1.0]))
+    assert am.steps == Subset(10, 5)

@@ -1,5 +1,6 @@
 """Policy gradients on the sampler's Gaussian transitions, and the parts they are composed of, by name."""
 
+from girsanov.methods.adjoint.steps import Subset
 from girsanov.methods.policy_gradient.annealing import AnnealedEta as AnnealedEta
 from girsanov.methods.policy_gradient.clipped import ClippedPG as ClippedPG
 from girsanov.methods.policy_gradient.credit import (
@@ -32,7 +33,7 @@ WEIGHTS: dict[str, type[StepWeight]] = {
     "noise-level": NoiseLevel,
 }
 PENALTIES: dict[str, type[Penalty]] = {"per-step": PerStepKL, "path": PathKL}
-STEPS: dict[str, type[Steps]] = {"all": AllSteps, "random": RandomSteps, "window": WindowSteps}
+STEPS: dict[str, type[Steps]] = {"all": AllSteps, "random": RandomSteps, "window": WindowSteps, "subset": Subset}
 SCHEDULES: dict[str, type[SamplerSchedule]] = {
     "unchanged": Unchanged,
     "annealed-eta": AnnealedEta,
