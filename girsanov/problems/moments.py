@@ -14,7 +14,7 @@ from torch import Tensor
 
 from girsanov.errors import GirsanovError
 from girsanov.grids import Grid
-from girsanov.models import Model
+from girsanov.models import ModelLike
 from girsanov.problems.laws import Gaussian
 from girsanov.rollout import rollout
 from girsanov.samplers.base import Sampler
@@ -58,7 +58,7 @@ class EndMap:
         return Gaussian(self.M @ mean + self.c, 0.5 * (end + end.mT))
 
 
-def prior_moments(model: Model) -> tuple[Tensor, Tensor]:
+def prior_moments(model: ModelLike) -> tuple[Tensor, Tensor]:
     """Mean [d] and covariance [d, d] of ``process.prior(z)``."""
     d = torch.Size(model.shape).numel()
     return torch.zeros(d, dtype=torch.float64), model.process.prior_std**2 * torch.eye(d, dtype=torch.float64)
@@ -92,7 +92,7 @@ def read_affine(points: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def affine_kernels(model: Model, sampler: Sampler, grid: Grid, cond: Cond | None = None) -> list[AffineKernel]:
+def affine_kernels(model: ModelLike, sampler: Sampler, grid: Grid, cond: Cond | None = None) -> list[AffineKernel]:
     """The steps of a single-step sampler on an affine model, noisiest first.
 
     Args:
@@ -126,7 +126,7 @@ def chain_law(kernels: list[AffineKernel], mean: Tensor, cov: Tensor) -> Gaussia
 
 
 @torch.no_grad()
-def end_map(model: Model, sampler: Sampler, grid: Grid, cond: Cond | None = None) -> EndMap:
+def end_map(model: ModelLike, sampler: Sampler, grid: Grid, cond: Cond | None = None) -> EndMap:
     """The end state as an affine function of start and noise, for any sampler (multistep, mixed, multi-stage too).
 
     Raises GirsanovError if the network is not affine.
@@ -152,7 +152,7 @@ def end_map(model: Model, sampler: Sampler, grid: Grid, cond: Cond | None = None
     return EndMap(M, c, noise)
 
 
-def end_law(model: Model, sampler: Sampler, grid: Grid, cond: Cond | None = None) -> Gaussian:
+def end_law(model: ModelLike, sampler: Sampler, grid: Grid, cond: Cond | None = None) -> Gaussian:
     """Exact law of a sampler's end points, started from the process's prior.
 
     Raises GirsanovError if the network is not affine.
