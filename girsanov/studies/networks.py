@@ -60,7 +60,7 @@ def method_of(name: str, eta: float) -> Method:
 def train_policy(name: str, eta: float, fast: bool) -> Policy:
     """A trained policy; adjoint matching needs fewer samples than a policy gradient."""
     policy = Policy(Model(Corrected(0), PROCESS, "velocity", (1,)))
-    batch, iterations = (256, 200) if name == "am" else (1024, 250)
+    batch, iterations = (256, 150) if name == "am" else (512, 200)
     config = TrainConfig(iterations=20 if fast else iterations, lr=5e-3, schedule="cosine")
     fit(policy, method_of(name, eta), ClassPrompts(num_classes=1, groups_per_batch=1, group_size=batch), config)
     return policy
