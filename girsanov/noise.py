@@ -4,6 +4,7 @@ Each sample has its own generator, keyed by (seed, iteration, stream, sample id)
 batch and eight micro-batches give the same numbers, and a resumed run needs no generator state: the key is the state.
 """
 
+import copy
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -37,6 +38,12 @@ class Noise:
         self.key = (seed, iteration, stream)
         self.device = torch.device(device)
         self.generators = [generator((*self.key, i), device) for i in ids.tolist()]
+
+    def every(self, stride: int) -> "Noise":
+        """The streams of every ``stride``-th sample, shared: what they draw is not drawn again here."""
+        part = copy.copy(self)
+        part.generators = self.generators[::stride]
+        return part
 
     def __call__(self, like: Tensor) -> Tensor:
         """The next standard normal numbers, of the shape, dtype and device of ``like`` [B, *D]."""

@@ -13,6 +13,7 @@ from girsanov.methods.forward.orw import ORW
 from girsanov.methods.forward.ram import RAM
 from girsanov.methods.forward.ratio import AWM, FPO
 from girsanov.methods.forward.rvm import RVM
+from girsanov.methods.policy_gradient.branch import BranchGRPO
 from girsanov.methods.policy_gradient.clipped import ClippedPG as ClippedPG
 from girsanov.methods.policy_gradient.ddpo import DDPO, DPOK, DDPOScoreFunction
 from girsanov.methods.policy_gradient.grpo import DanceGRPO, FlowGRPO, FlowGRPOFast, MixGRPO, MixGRPOFlash
@@ -35,6 +36,7 @@ METHODS: dict[str, type[Method]] = {
     "dance-grpo": DanceGRPO,
     "mix-grpo": MixGRPO,
     "mix-grpo-flash": MixGRPOFlash,
+    "branch-grpo": BranchGRPO,
     "grpo-guard": GRPOGuard,
     "pcpo": PCPO,
     "tempflow-grpo": TempFlowGRPO,

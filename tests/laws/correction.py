@@ -1,6 +1,8 @@
 """A policy that can hold any affine control, with per-sample times: the exact network plus a correction for each time
 of a grid. What the tests of sampled methods (policy gradient, forward process, preference) share."""
 
+import copy
+
 import torch
 from torch import Tensor, nn
 
@@ -76,6 +78,11 @@ class Stream:
 
     def __init__(self, key: tuple[int, ...], n: int) -> None:
         self.generator, self.n = generator(key), n
+
+    def every(self, stride: int) -> "Stream":
+        part = copy.copy(self)
+        part.n = self.n // stride
+        return part
 
     def normal(self, shape: tuple[int, ...], dtype: torch.dtype = F64) -> Tensor:
         return torch.randn(self.n, *shape, dtype=dtype, generator=self.generator)

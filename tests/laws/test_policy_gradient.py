@@ -144,14 +144,14 @@ def test_the_anchor_holds_the_old_policy_and_the_log_ratio_is_that_of_the_densit
     policy = tunable(PLANE.model(RectifiedFlow()), GRID, scale=0.2)
     method = exact(UNBIASED, surrogate=Clip(1e-3, reduce="sum"), kl=None)
     batch = method.anchor(policy, collect(method, policy, requests(32, 4)), {})
-    old = [part.kernel(policy.view(), batch.cond).log_prob(part.tr.x_s).detach() for part in batch.parts]
+    old = [part.kernel(policy.view()).log_prob(part.tr.x_s).detach() for part in batch.parts]
     with torch.no_grad():
         for p in policy.parameters():
             p.add_(0.01)
     # The whole loss again, from log-densities and autograd.
     total = torch.zeros((), dtype=torch.float64)
     for part, before in zip(batch.parts, old, strict=True):
-        rho = (part.kernel(policy.view(), batch.cond).log_prob(part.tr.x_s) - before).exp()
+        rho = (part.kernel(policy.view()).log_prob(part.tr.x_s) - before).exp()
         kept = rho.clamp(1 - 1e-3, 1 + 1e-3)
         total = total - torch.minimum(rho * part.advantage, kept * part.advantage).mean() / len(batch.parts)
     want = torch.cat(

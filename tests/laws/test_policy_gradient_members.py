@@ -10,11 +10,14 @@ from torch import Tensor
 from girsanov.errors import GirsanovError
 from girsanov.grids import Grid
 from girsanov.methods import METHODS
-from girsanov.methods.advantages import Clipped, GlobalStd, GroupNormalised
+from girsanov.methods.advantages import Clipped, GlobalStd, GroupNormalised, LeaveOneOut
 from girsanov.methods.base import Turn
 from girsanov.methods.policy_gradient import SCHEDULES, ClippedPG
+from girsanov.methods.policy_gradient.branch import BranchGRPO
 from girsanov.methods.policy_gradient.ddpo import DDPO, DPOK, DDPOScoreFunction
 from girsanov.methods.policy_gradient.grpo import DanceGRPO, FlowGRPO, FlowGRPOFast, MixGRPO, MixGRPOFlash
+from girsanov.methods.policy_gradient.paths import Chains, Trees
+from girsanov.methods.policy_gradient.penalty import PathKL, PerStepKL
 from girsanov.methods.policy_gradient.remedies import PCPO, FlowDPPO, GRPOGuard, RSMHinge, TempFlowGRPO
 from girsanov.methods.policy_gradient.schedules import (
     DecayingWindow,
@@ -23,11 +26,14 @@ from girsanov.methods.policy_gradient.schedules import (
     SlidingWindow,
     Window,
 )
+from girsanov.methods.policy_gradient.steps import AllSteps
 from girsanov.policy import Policy
 from girsanov.problems import QuadraticReward
 from girsanov.processes import RectifiedFlow
-from girsanov.samplers import DPMSolverPP2M, Euler, FlowSDE, Mixed
-from tests.laws.correction import PLANE, collect, gradient, requests, tunable
+from girsanov.samplers import GDDIM, DPMSolverPP2M, Euler, FlowSDE, Mixed
+from girsanov.surrogates import Clip, ScoreFunction
+from tests.laws.correction import PLANE, FastTurn, collect, gradient, requests, tunable
+from tests.laws.mutation import Mutation, check, mutants
 
 GRID = Grid.uniform(6)
 REWARD = QuadraticReward([[0.5, 0.2], [0.2, 0.8]], [0.6, -0.3])
@@ -74,6 +80,7 @@ NEIGHBOURS = [
     (FlowGRPO, RSMHinge),
     (FlowGRPOFast, MixGRPO),
     (MixGRPO, MixGRPOFlash),
+    (DanceGRPO, BranchGRPO),
 ]
 
 
@@ -142,13 +149,106 @@ def test_the_kl_of_flow_grpo_has_no_dt() -> None:
     method = made(FlowGRPO)
     batch = collect(method, tuned, requests(8, 8))
     for part, chunk in zip(batch.parts, method.losses(tuned, batch, {}), strict=True):
-        mean, h = part.kernel(tuned.view(), batch.cond).mean, part.tr.step.h.abs()
+        mean, h = part.kernel(tuned.view()).mean, part.tr.step.h.abs()
         want = (mean - part.reference).square().mean(1) / (2 * part.tr.std**2 / h)
         got = chunk.metrics["kl"] * h
         torch.testing.assert_close(got, want.mean(), rtol=1e-10, atol=0)
         bare = dataclasses.replace(method, kl=None)
         (alone,) = (c.loss for c, p in zip(bare.losses(tuned, batch, {}), batch.parts, strict=True) if p is part)
         torch.testing.assert_close((chunk.loss - alone) * len(batch.parts), 0.04 * want.mean(), rtol=1e-8, atol=1e-12)
+
+
+# ---- trees
+
+
+def tree(**changes: object) -> ClippedPG:
+    parts = {"sampler": GDDIM(1.0), "advantage": GroupNormalised(0.0), "paths": Trees((0.0, 0.2, 0.4))}
+    return ClippedPG(**{"reward": REWARD, "grid": GRID, "steps": AllSteps(leave=0), **parts, **changes})
+
+
+def test_a_tree_has_its_leaves_its_credit_and_its_own_scale_at_every_depth() -> None:
+    """Three binary splits make 8 leaves; a node's reward is the mean of its leaves; each depth has mean 0 and std 1."""
+    batch = collect(tree(), policy(), requests(32, 16))
+    assert batch.reward.shape == (4, 8) and len(batch) == 4
+    assert [len(p.advantage) for p in batch.parts] == [8, 16, 32, 32, 32]
+    for part in batch.parts:
+        nodes = batch.reward.reshape(len(part.advantage), -1).mean(1)
+        depth = nodes.view(2, -1)
+        want = (depth - depth.mean(1, keepdim=True)) / depth.std(1, correction=0, keepdim=True)
+        torch.testing.assert_close(part.advantage.view(2, -1), want, rtol=1e-9, atol=1e-12)
+        a = part.advantage.view(2, -1)
+        assert float(a.mean(1).abs().max()) < 1e-12 and float((a.std(1, correction=0) - 1).abs().max()) < 1e-12
+    published = Trees()
+    assert published.leaves(requests(32, 16)) == (16, 4)
+    assert [int(s * 20) for s in published.splits] == [0, 3, 6, 9]
+
+
+def test_a_branch_starts_where_its_parent_was_and_the_first_leaf_is_the_chain() -> None:
+    tuned, prompts = policy(), requests(16, 8)
+    grown, chains = (collect(tree(paths=p), tuned, prompts) for p in (Trees((0.0, 0.2, 0.4)), Chains()))
+    for k, part in enumerate(grown.parts):
+        first = part.tr.x_s.view(2, -1, 2)[:, 0]
+        assert torch.equal(first, chains.parts[k].tr.x_s[::8])
+        assert len({tuple(x) for x in part.tr.x_s.tolist()}) == len(part.tr.x_s)  # siblings part ways
+    before, after = grown.parts[0].tr.x_s, grown.parts[1].tr.x_t
+    assert torch.equal(after, before.repeat_interleave(2, 0))
+    assert torch.equal(chains.reward[::8], grown.reward[:, 0])
+
+
+def tree_gradient_is_unbiased() -> None:
+    """Trees and chains have the same expected gradient: leave-one-out, 24 batches of 256, seed 0, t of 23 degrees."""
+    tuned = policy()
+    plain = {"advantage": LeaveOneOut(), "surrogate": ScoreFunction()}
+    found = []
+    for i in range(24):
+        a, b = (
+            gradient(tuned, m, collect(m, tuned, requests(256, 8), FastTurn(s, i)))
+            for m, s in ((tree(**plain), 0), (tree(**plain, paths=Chains()), 1))
+        )
+        found.append(a - b)
+    values = torch.stack(found)
+    spread = values.std(0) / 24**0.5
+    used = spread > 0
+    assert float((values.mean(0)[used] / spread[used]).abs().max()) < 5
+
+
+def test_the_gradient_of_trees_is_that_of_chains_in_the_mean() -> None:
+    tree_gradient_is_unbiased()
+
+
+@mutants([Mutation(Trees, "credit", ".mean(1)", ".sum(1)", tree_gradient_is_unbiased)])
+def test_mutations_are_noticed(mutation: Mutation, monkeypatch: pytest.MonkeyPatch) -> None:
+    check(mutation, monkeypatch)
+
+
+def test_whole_trees_are_taken_apart_and_add_up() -> None:
+    tuned, method = policy(), tree(kl=PerStepKL(0.3), surrogate=Clip(1e-4))
+    batch = method.anchor(tuned, collect(method, tuned, requests(40, 8)), {})
+    whole = gradient(tuned, method, batch)
+    parts = sum(gradient(tuned, method, batch.take(r)) * len(r) / 5 for r in torch.arange(5).split(2))
+    torch.testing.assert_close(parts, whole, rtol=1e-10, atol=1e-13)
+    small = collect(tree(), tuned, requests(6, 6))  # groups of 6: one split, three trees
+    assert small.reward.shape == (3, 2) and [len(p.advantage) for p in small.parts] == [6] * 5
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda: tree(kl=PathKL(0.1)), "the path KL is defined on chains: use PerStepKL on trees"),
+        (
+            lambda: Trees((1.0,)),
+            "a tree splits into 2 or more at shares of the grid in [0, 1), not Trees(splits=(1.0,), fan=2)",
+        ),
+        (
+            lambda: collect(tree(rollout_micro_batch=4), policy(), requests(8, 8)),
+            "trees are rolled out at once: leave rollout_micro_batch at None",
+        ),
+    ],
+)
+def test_trees_say_what_they_cannot_do(make: object, sentence: str) -> None:
+    with pytest.raises(GirsanovError) as error:
+        make()
+    assert str(error.value) == sentence
 
 
 # ---- windows

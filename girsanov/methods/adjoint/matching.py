@@ -105,9 +105,12 @@ class AdjointMatching(Method):
             x_T = model.process.prior(noise.normal(policy.model.shape, policy.dtype))
             kept = range(min(chosen), n)
             path = rollout(model, self.sampler, self.grid, x_T, prompts.cond, noise=noise, keep=kept)
-        end, costate, reward, targets = path.x0, torch.empty(0), torch.empty(0), list[Target]()
-        for tr in reversed(path.transitions):
-            carry = tr is not path.transitions[0]
+        end, steps = path.x0, list(path.transitions)
+        del path  # a step's mean is freed as soon as the step is done
+        costate, reward, targets = torch.empty(0), torch.empty(0), list[Target]()
+        while steps:
+            tr = steps.pop()
+            carry = bool(steps)
             x, mean, gain, v = self.linearise(policy, tr, prompts.cond, carry)
             if tr.step.i == n - 1:
                 end = add_scaled(tr.x_t, v, tr.step.h) if self.noiseless_last else end

@@ -34,7 +34,7 @@ def along(
         dialogue, velocities = sampler.stages(model, x, tr.step), list[Tensor]()
         asked = next(dialogue)
         for visited, shift in zip(tr.stages, shifts, strict=True):
-            point = asked.x + (visited.x - asked.x).detach()
+            point = asked.x if visited.x is tr.x_t else asked.x + (visited.x - asked.x).detach()
             v = velocity(model, point, visited.t, cond)
             velocities.append(v)
             try:

@@ -14,6 +14,7 @@ from girsanov.methods.policy_gradient.credit import (
     StepWeight,
     Uniform,
 )
+from girsanov.methods.policy_gradient.paths import Chains, Paths, Trees
 from girsanov.methods.policy_gradient.penalty import PathKL, Penalty, PerStepKL
 from girsanov.methods.policy_gradient.schedules import (
     DecayingWindow,
@@ -42,3 +43,4 @@ SCHEDULES: dict[str, type[SamplerSchedule]] = {
     "decaying-window": DecayingWindow,
     "exponential-window": ExponentialWindow,
 }
+PATHS: dict[str, type[Paths]] = {"chains": Chains, "trees": Trees}

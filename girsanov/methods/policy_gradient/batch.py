@@ -10,7 +10,7 @@ from torch import Tensor
 from girsanov.methods.advantages.scoring import reward_metrics
 from girsanov.models import ModelLike
 from girsanov.samplers.base import Sampler
-from girsanov.types import Batch, Cond, Kernel, Transition
+from girsanov.types import Batch, Kernel, Transition
 
 
 @dataclass(frozen=True)
@@ -18,47 +18,54 @@ class Scored:
     """A trained step.
 
     Attributes:
-        tr: what was sampled.
+        tr: what was sampled, with its conditions; n rows, ``width`` for each of the batch's samples, side by side.
         sampler: what it was sampled with.
-        advantage: of this step, [B] (set once the rewards are there).
-        reference: the reference's mean at the same states, [B, *D], if a penalty needs it.
-        old: the mean before the first update, [B, *D], if there are several.
+        width: rows of a sample: 1 on chains, nodes of this depth on trees.
+        advantage, mask: of each row, [n] (set once the rewards are there).
+        reference: the reference's mean at the same states, [n, *D], if a penalty needs it.
+        old: the mean before the first update, [n, *D], if there are several.
     """
 
     tr: Transition
     sampler: Sampler
+    width: int = 1
     advantage: Tensor | None = None
+    mask: Tensor | None = None
     reference: Tensor | None = None
     old: Tensor | None = None
 
     def take(self, index: Tensor) -> "Scored":
         """The chosen samples."""
-        rows = index.to(self.tr.x_s.device)
-        pick = [None if v is None else v[rows] for v in (self.advantage, self.reference, self.old)]
-        return Scored(self.tr.take(rows), self.sampler, *pick)
+        each = torch.arange(self.width, device=self.tr.x_s.device)
+        rows = (index.to(self.tr.x_s.device).unsqueeze(1) * self.width + each).flatten()
+        pick = [None if v is None else v[rows] for v in (self.advantage, self.mask, self.reference, self.old)]
+        return Scored(self.tr.take(rows), self.sampler, self.width, *pick)
 
-    def with_reference(self, model: ModelLike, cond: Cond) -> "Scored":
+    def with_reference(self, model: ModelLike) -> "Scored":
         """The step with the reference's mean at its states."""
         with torch.no_grad():
-            return dataclasses.replace(self, reference=self.kernel(model, cond).mean)
+            return dataclasses.replace(self, reference=self.kernel(model).mean)
+
+    def credited(self, samples: int, advantage: Tensor, mask: Tensor) -> "Scored":
+        """The step with the signal of its rows, of a batch of so many samples."""
+        return dataclasses.replace(self, width=len(advantage) // samples, advantage=advantage, mask=mask)
 
     @property
     def sampled(self) -> Kernel:
         """The kernel that the step was drawn from."""
         return Kernel(self.tr.mean, self.tr.std, self.tr.stochastic)
 
-    def kernel(self, model: ModelLike, cond: Cond) -> Kernel:
+    def kernel(self, model: ModelLike) -> Kernel:
         """The kernel of a model at the states of this step."""
-        return self.sampler.kernel(model, self.tr.x_t, self.tr.step, cond)[0]
+        return self.sampler.kernel(model, self.tr.x_t, self.tr.step, self.tr.cond)[0]
 
 
 @dataclass(frozen=True)
 class PathBatch(Batch):
-    """Rewards [B], which samples carry a signal (bool [B]), conditions, and the trained steps."""
+    """Rewards of the ends ([B] on chains, [roots, leaves] on trees), which of them carry a signal, trained steps."""
 
     reward: Tensor
     mask: Tensor
-    cond: Cond
     parts: tuple[Scored, ...]
 
     def with_old(self, means: Sequence[Tensor]) -> "PathBatch":
@@ -68,7 +75,7 @@ class PathBatch(Batch):
 
     def metrics(self) -> dict[str, Tensor | float]:
         """Mean and spread of the reward, and the share of samples without a signal (``zero_variance``)."""
-        return reward_metrics(self.reward, self.mask)
+        return reward_metrics(self.reward.flatten(), self.mask.flatten())
 
 
 def no_density(sampler: Sampler) -> str:

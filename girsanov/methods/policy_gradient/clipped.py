@@ -11,13 +11,12 @@ so beta is the same for the sum and the mean. At ``rho = 1`` the gradient is tha
 .. math:: J = c\, E[r] - \beta\, KL, \qquad c = \partial A / \partial r
 
 so the policy settles where ``beta_eff = beta / c`` would put it without normalisation: with the group's std s and G
-samples a prompt ``beta_eff = beta (s + eps) G / (G - 1)`` (``advantages.py`` lists c). A std that shrinks as the policy
-sharpens lowers ``beta_eff`` with it. Which KL is meant, and which law it leads to, is the penalty's choice.
+samples a prompt ``beta_eff = beta (s + eps) G / (G - 1)`` (``advantages/base.py`` lists c). A std that shrinks as the
+policy sharpens lowers ``beta_eff`` with it. Which KL is meant, and which law it leads to, is the penalty's choice.
 
 The ratio is 1 to the bit at the first update: with one update a batch ``pi_old`` is pi itself, detached; with several,
-``anchor`` scores each micro-batch before the first of them. What separates the sampler's kernel from the trainer's
-(another batch shape, lower precision, other guidance) is logged as ``sampler_gap``; ``correct`` multiplies the
-advantage by that likelihood ratio, truncated.
+``anchor`` scores each micro-batch before the first. What separates the sampler's kernel from the trainer's (batch
+shape, precision, guidance) is logged as ``sampler_gap``; ``correct`` multiplies the advantage by that ratio, truncated.
 
 References: Black et al. 2023, arXiv:2305.13301; Liu et al. 2025, arXiv:2505.05470; Fan et al. 2023, arXiv:2305.16381.
 """
@@ -33,11 +32,10 @@ from girsanov.errors import GirsanovError
 from girsanov.grids import Grid
 from girsanov.methods.advantages.base import Advantage, GroupNormalised
 from girsanov.methods.advantages.robust import Clipped
-from girsanov.methods.advantages.scoring import judge
 from girsanov.methods.base import Chunk, Method, State, Turn
-from girsanov.methods.online import sample_and_score
 from girsanov.methods.policy_gradient.batch import PathBatch, Scored, no_density, no_noise
 from girsanov.methods.policy_gradient.credit import PlainRatio, Ratio, StepWeight, Uniform
+from girsanov.methods.policy_gradient.paths import Chains, Paths, Trees
 from girsanov.methods.policy_gradient.penalty import Penalty
 from girsanov.methods.policy_gradient.schedules import SamplerSchedule, Unchanged
 from girsanov.methods.policy_gradient.steps import AllSteps, Steps
@@ -55,17 +53,16 @@ class ClippedPG(Method):
 
     Attributes:
         reward: any score; no gradient is asked of it.
-        sampler: stochastic and single-step.
-        grid: times of the rollout.
+        sampler, grid: of the rollout; stochastic and single-step.
         advantage: rewards to advantages.
-        surrogate: clip, hinge, trust region or none of them.
+        surrogate: clip, hinge, trust region or none.
         kl: penalty towards the reference, or None.
-        ratio: rescaling of the log-ratio.
-        weight: factor of a step's policy loss.
+        ratio, weight: rescaling of the log-ratio, factor of a step's policy loss.
         steps: which of the steps that have noise are trained.
         schedule: how the sampler changes over training (a moving window, say).
         same_start: the samples of a group start from the same noise.
-        correct: cap of the sampler-to-trainer likelihood ratio that the advantage is multiplied by; None leaves it out.
+        correct: cap of the sampler-to-trainer ratio that the advantage is multiplied by; None leaves it out.
+        paths: chains, or trees that share their beginnings.
         rollout_micro_batch: samples rolled out at a time, each lot scored while the next is rolled out; None is all.
     """
 
@@ -81,12 +78,15 @@ class ClippedPG(Method):
     schedule: SamplerSchedule = Unchanged()
     same_start: bool = False
     correct: float | None = None
+    paths: Paths = Chains()
     rollout_micro_batch: int | None = None
 
     def __post_init__(self) -> None:
         sampler = self.schedule.at(self.sampler, self.grid, Turn(0, 0))
         if not sampler.stochastic or not sampler.single_step:
             raise GirsanovError(no_density(sampler))
+        if self.kl is not None and self.kl.whole_path and isinstance(self.paths, Trees):
+            raise GirsanovError("the path KL is defined on chains: use PerStepKL on trees")
 
     def collect(self, policy: Policy, prompts: Prompts, state: State, turn: Turn) -> Batch:
         """One stochastic rollout, its advantages, and the reference's means if there is a penalty."""
@@ -94,38 +94,38 @@ class ClippedPG(Method):
         key = prompts.group if self.same_start else prompts.ids
         with torch.no_grad():
             x_T = model.process.prior(turn.noise(key).normal(policy.model.shape, policy.dtype))
-            path, pending = sample_and_score(
-                model, sampler, self.grid, x_T, prompts, self.reward, turn, micro_batch=self.rollout_micro_batch
-            )
+            asked = (prompts, self.reward, turn, self.rollout_micro_batch)
+            path, pending = self.paths.sample(model, sampler, self.grid, x_T, *asked)
         if not path.trainable:
             raise GirsanovError(no_noise(sampler))
-        parts = [Scored(tr, sampler) for tr in path.trainable]
+        parts = [Scored(dataclasses.replace(tr, parent=None), sampler) for tr in path.trainable]
         chosen = self.steps(len(parts), turn)
         if self.kl is None or not self.kl.whole_path:  # the other steps cost a pass of the reference for nothing
             parts, chosen = [parts[k] for k in chosen], list(range(len(chosen)))
         if self.kl is not None:  # a slow reward is at work meanwhile
-            parts = [part.with_reference(policy.view("reference", "train"), prompts.cond) for part in parts]
-        reward, advantage, mask = judge(self.reward, pending, self.advantage, prompts, state, turn)
-        parts = [dataclasses.replace(part, advantage=advantage) for part in parts]
+            parts = [part.with_reference(policy.view("reference", "train")) for part in parts]
+        rows = [len(part.tr.x_s) for part in parts]
+        reward, mask, signals = self.paths.credit(self.reward, pending, self.advantage, prompts, rows, state, turn)
+        parts = [part.credited(len(reward), *signal) for part, signal in zip(parts, signals, strict=True)]
         if self.kl is not None:
             parts = self.kl.charge(parts, prompts.group, turn)
-        return PathBatch(reward, mask, prompts.cond, tuple(parts[k] for k in chosen))
+        return PathBatch(reward, mask, tuple(parts[k] for k in chosen))
 
     @torch.no_grad()
     def anchor(self, policy: Policy, batch: Batch, state: State) -> Batch:
         """The micro-batch with the old means, from the passes that the first update will repeat."""
         assert isinstance(batch, PathBatch)
         model = policy.view("current", "train")
-        return batch.with_old([p.kernel(model, batch.cond).mean for p in batch.parts])
+        return batch.with_old([p.kernel(model).mean for p in batch.parts])
 
     def losses(self, policy: Policy, batch: Batch, state: State) -> Iterator[Chunk]:
         """One chunk a trained step: memory does not grow with their number."""
         assert isinstance(batch, PathBatch)
         for part in batch.parts:
-            loss, metrics = self._step(part.kernel(policy.view("current", "train"), batch.cond), part, batch.mask)
+            loss, metrics = self._step(part.kernel(policy.view("current", "train")), part)
             yield Chunk(loss / len(batch.parts), metrics)
 
-    def _step(self, kernel: Kernel, part: Scored, mask: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def _step(self, kernel: Kernel, part: Scored) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of one step, and what to log of it."""
         tr, reduce = part.tr, self.surrogate.reduce
         old = kernel.mean.detach() if part.old is None else part.old
@@ -136,14 +136,13 @@ class ClippedPG(Method):
             gap = dataclasses.replace(part.sampled, mean=old).log_ratio(tr.mean, tr.x_s)
             rho = ratio_of(seen)
             trust = 1.0 if self.correct is None else ratio_of(gap).clamp(max=self.correct)
-        assert part.advantage is not None
-        term, silent = self.surrogate(
-            seen.unsqueeze(1), part.advantage * trust, mask, None if divergence is None else divergence.unsqueeze(1)
-        )
+        assert part.advantage is not None and part.mask is not None
+        spread = None if divergence is None else divergence.unsqueeze(1)
+        term, silent = self.surrogate(seen.unsqueeze(1), part.advantage * trust, part.mask, spread)
         loss = term.mean() * self.weight(kernel, tr.step).to(term)
-        metrics = {"ratio": rho.mean(), "ratio_min": rho.min(), "ratio_max": rho.max()}
-        metrics |= {"clip_fraction": silent, "sampler_gap": gap.abs().mean()}
+        metrics = {"ratio": rho.mean(), "ratio_min": rho.min(), "ratio_max": rho.max(), "clip_fraction": silent}
+        metrics["sampler_gap"] = gap.abs().mean()
         if self.kl is not None and part.reference is not None:
             price, kl = self.kl.cost(kernel, tr.step, part.reference, reduce)
-            loss, metrics["kl"] = loss + (price * mask).mean(), kl.detach().mean()
+            loss, metrics["kl"] = loss + (price * part.mask).mean(), kl.detach().mean()
         return loss, metrics

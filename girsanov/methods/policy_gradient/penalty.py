@@ -20,7 +20,6 @@ References: Fan et al. 2023, arXiv:2305.16381, Eq. 8 (DPOK); Liu et al. 2025, ar
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -60,29 +59,18 @@ class Penalty(ABC):
         kl = kernel.kl(reference, reduce)
         return self.beta * self.weight(kernel, step).to(kl) * kl, kl
 
-    def charge(self, parts: Sequence[Scored], group: Tensor, turn: Turn) -> list[Scored]:
-        """The sampled steps with what they owe taken off their advantages."""
-        costs = [
-            self.cost(p.sampled, p.tr.step, p.reference)[0] for p in parts if p.reference is not None
-        ]  # of true densities: sums over the data
-        owed = self.to_go(torch.stack(costs, 1), group, turn).unbind(1)
-        return [
-            dataclasses.replace(p, advantage=None if p.advantage is None else p.advantage - o)
-            for p, o in zip(parts, owed, strict=True)
-        ]
-
     @abstractmethod
-    def to_go(self, costs: Tensor, group: Tensor, turn: Turn) -> Tensor:
-        """What is taken from the advantage of each step, [B, K], given every step's weighted cost [B, K] (beta in)."""
+    def charge(self, parts: list[Scored], group: Tensor, turn: Turn) -> list[Scored]:
+        """The sampled steps with what they owe beyond their own KL taken off their advantages."""
 
 
 @dataclass(frozen=True)
 class PerStepKL(Penalty):
     """KL of every step at the states it met, as published."""
 
-    def to_go(self, costs: Tensor, group: Tensor, turn: Turn) -> Tensor:
-        """Nothing."""
-        return torch.zeros_like(costs)
+    def charge(self, parts: list[Scored], group: Tensor, turn: Turn) -> list[Scored]:
+        """Nothing is owed."""
+        return parts
 
 
 @dataclass(frozen=True)
@@ -91,8 +79,17 @@ class PathKL(Penalty):
 
     whole_path: ClassVar[bool] = True
 
+    def charge(self, parts: list[Scored], group: Tensor, turn: Turn) -> list[Scored]:
+        """The KL-to-go, of true densities (summed over the data)."""
+        costs = [self.cost(p.sampled, p.tr.step, p.reference)[0] for p in parts if p.reference is not None]
+        owed = self.to_go(torch.stack(costs, 1), group, turn).unbind(1)
+        return [
+            dataclasses.replace(p, advantage=None if p.advantage is None else p.advantage - o)
+            for p, o in zip(parts, owed, strict=True)
+        ]
+
     def to_go(self, costs: Tensor, group: Tensor, turn: Turn) -> Tensor:
-        """``sum_{j > k} cost_j``, less its mean over the other samples of the group."""
+        """``sum_{j > k} cost_j`` [B, K], less its mean over the other samples of the group."""
         later = costs.flip(1).cumsum(1).flip(1) - costs
         groups = Groups.of(turn.reduce.gather(group.to(costs.device)))
         return turn.reduce.local(leave_one_out(turn.reduce.gather(later), groups))
