@@ -105,6 +105,7 @@ class Assembled:
         metrics: the evaluation's numbers that reports show, in order.
         description: what is tuned to what, in a sentence or two, for reports and model cards.
         facts: further facts for the report, label -> text (the judge's accuracy on real data, the exact answer).
+        frontier: (KL, reward) of the best that is possible, where it is known: a line in the report.
         pictured: how many samples the report's pictures show.
         write: writes samples one by one into a folder; None writes an array.
     """
@@ -117,6 +118,7 @@ class Assembled:
     description: str
     facts: Mapping[str, str] = dataclasses.field(default_factory=dict)
     write: Callable[[Samples, Path], None] | None = None
+    frontier: Sequence[tuple[float, float]] = ()
     pictured: int = 64
 
     def metric(self, key: str) -> Metric | None:

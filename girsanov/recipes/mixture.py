@@ -32,7 +32,7 @@ from girsanov.models import Model, ModelLike
 from girsanov.nets import MLPConfig
 from girsanov.noise import Noise
 from girsanov.pairs import simulate_pairs
-from girsanov.problems import Mixture, QuadraticReward, expected_reward, tilt, tilt_kl
+from girsanov.problems import Mixture, QuadraticReward, expected_reward, frontier, tilt, tilt_kl
 from girsanov.processes import RectifiedFlow
 from girsanov.prompts import ClassPrompts, groups_in
 from girsanov.recipes.base import Assembled, Metric, Recipe, RunConfig, Samples
@@ -164,8 +164,15 @@ class MixtureRecipe(Recipe):
             f"known: the pretrained density times exp(reward / {beta:g}), normalised; orange contours show it.",
             {"Exact answer": f"reward {exact:.3f} at a KL of {kl:.3f} from the pretrained model"},
             write,
+            best_possible(law, reward),
             pictured=600,
         )
+
+
+def best_possible(law: Mixture, reward: QuadraticReward) -> list[tuple[float, float]]:
+    """The exact reward-KL frontier, from the pretrained law on."""
+    found = frontier(law, reward, torch.logspace(2, -1, 60, dtype=torch.float64))
+    return [(float(k), float(r)) for k, r in zip(found.kl, found.reward, strict=True)]
 
 
 def prompts_of(config: MixtureConfig, n: int) -> ClassPrompts:
@@ -225,7 +232,7 @@ def draw(samples: Samples, law: Mixture, target: Mixture, radius: float) -> byte
     figure = Figure(figsize=(4, 4), dpi=130)
     FigureCanvasAgg(figure)
     axes = figure.add_axes((0, 0, 1, 1))
-    edge = 2.2 * radius
+    edge = 1.75 * radius
     ticks = torch.linspace(-edge, edge, 160, dtype=torch.float64)
     grid, line = torch.cartesian_prod(ticks, ticks), ticks.numpy()
     for density, colour, width in ((law, "#b9b4aa", 0.8), (target, "#c2571a", 1.1)):

@@ -77,8 +77,12 @@ def charts(run: RunData) -> list[Chart]:
     if kl is not None and reward is not None:
         path = [(e.get("kl"), e.get("reward")) for e in run.evaluations]
         points = [(k, r) for k, r in path if k is not None and r is not None]
-        line = Line([k for k, _ in points], [r for _, r in points], name=reward.label, dots=True)
-        made.append(plot(f"{reward.label} against {kl.label}", [line], reward.percent, "KL"))
+        line = Line([k for k, _ in points], [r for _, r in points], name="this run", dots=True)
+        farthest = max((k for k, _ in points), default=0.0)
+        best = [(k, r) for k, r in run.about.get("frontier", []) if k <= 1.1 * farthest]
+        bound = Line([k for k, _ in best], [r for _, r in best], name="best possible", style="line-grey")
+        lines = [bound, line] if best else [line]
+        made.append(plot(f"{reward.label} against {kl.label}", lines, reward.percent, "KL"))
     losses = Line([r["iteration"] for r in run.iterations], [r.get("loss") for r in run.iterations], style="line-grey")
     made.append(plot("Loss", [losses]))
     return made

@@ -265,8 +265,8 @@ def test_a_reward_that_is_not_finite_is_an_error_before_anything_moves() -> None
     with pytest.raises(GirsanovError) as error:
         iterate(run)
     assert str(error.value) == (
-        "the reward of 3 of 8 samples is not finite at iteration 0: clamp what the reward divides by or takes the log of; "
-        "the last checkpoint is intact"
+        "the reward of 3 of 8 samples is not finite at iteration 0: clamp what the reward divides by or takes the log "
+        "of; the last checkpoint is intact"
     )
     assert all(torch.equal(w, before[n]) for n, w in run.policy.state().items())
 
