@@ -19,12 +19,12 @@ from girsanov.problems.laws import Gaussian
 from girsanov.problems.moments import affine_kernels, chain_law, prior_moments
 from girsanov.problems.recursions import path_kl_limit, per_step_kl_limit, tuned_model
 from girsanov.problems.rewards import QuadraticReward, expected_reward, tilt
-from girsanov.processes import VE, VP, Process, RectifiedFlow
+from girsanov.processes import VE, VP, Process, RectifiedFlow, VPTable
 from girsanov.report.svg import Line
 from girsanov.rollout import rollout
 from girsanov.samplers.gddim import GDDIM
 from girsanov.studies.page import TONES, Plot, Section, Table
-from girsanov.theory import gap_bound, reward_gap
+from girsanov.theory import gap_bound, memory, reward_gap
 from girsanov.theory.gap import tuned_laws
 
 DATA, SQUARE, TUNING, BETA = Gaussian(0.8, 1.69), QuadraticReward(2.0, 0.0), QuadraticReward(1.5, 0.6), 0.7
@@ -201,7 +201,29 @@ def per_step() -> Section:
     return Section("per-step", "A KL a step instead of the path KL", text, [table], (), {"rows": rows})
 
 
+def memories() -> Section:
+    """How much of its start the untuned sampler remembers, and from where on scaling for the ODE does harm."""
+    processes = {"rectified flow": RectifiedFlow(), "VP": VP(), "SD table": VPTable.stable_diffusion(), "VE(80)": VE()}
+    rows = []
+    for eta in ETAS:
+        c = deployment_factor(eta, 0.0)
+        limit = (1 - c) / (1 + c) if c < 1 else None
+        rows.append({"eta": eta, "c": c, "limit": limit} | {n: memory(p, eta) for n, p in processes.items()})
+    shown = [
+        [
+            f"{r['eta']:g}",
+            float(r["c"] or 0),
+            *(float(r[n] or 0) for n in processes),
+            "any" if r["limit"] is None else f"below {r['limit']:.2f}",
+        ]
+        for r in rows
+    ]
+    note = "Correlation of start and end from t = 1, data of unit standard deviation."
+    table = Table(("eta", "c to the ODE", *processes, "correct if"), shown, note)
+    return Section("memory", "Memory of the start", (), [table], (), {"rows": rows})
+
+
 def exact_sections(fast: bool) -> Sequence[Section]:
     """All exact parts; fast takes a tenth of the samples."""
     n = 2000 if fast else 20000
-    return [untuned(VE(7.0), "ve", n), untuned(VP(0.1, 6.0), "vp", n), tuned(n), per_step()]
+    return [untuned(VE(7.0), "ve", n), untuned(VP(0.1, 6.0), "vp", n), tuned(n), per_step(), memories()]
