@@ -53,8 +53,18 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "method": {"weight": {"kind": "constant", "beta": 200.0}},
         "train": {"iterations": 100, "lr": 2e-4},
     },
+    **{
+        name: {"method": {"grid": UNIFORM}, "train": {"iterations": 40, "lr": 5e-5}}
+        for name in ("draft", "draft-lv", "refl")
+    },
+    "alignprop": {
+        "method": {"grid": UNIFORM, "objective": {"kind": "maximise"}},
+        "train": {"iterations": 40, "lr": 5e-5},
+    },
 }
 """Settings seen to work, by method; what was measured is in LOG.md."""
+GENTLE: dict[str, Any] = {"train": {"iterations": 30, "lr": 2e-4}}
+"""Settings of the other methods: online ones without a KL go too far with more."""
 
 
 @settings
@@ -100,7 +110,7 @@ class DigitsRecipe(Recipe):
 
     def defaults(self, method: str) -> dict[str, Any]:
         """Settings seen to work for each method."""
-        return DEFAULTS.get(method, {})
+        return DEFAULTS.get(method, GENTLE)
 
     def build(self, config: DigitsConfig, device: torch.device, accelerator: Any = None) -> Assembled:
         """Data, judge, pretrained model, reward, method and evaluation."""
