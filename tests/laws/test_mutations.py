@@ -102,11 +102,10 @@ MUTATIONS = [
     Mutation(Kernel, "log_ratio", "/ variance", "/ (2 * variance)", kernel_laws.check_log_ratio),
     Mutation(Kernel, "kl", "0.5 *", "1.0 *", kernel_laws.check_kl),
     Mutation(Kernel, "_variance", "** 2", "** 1", kernel_laws.check_kl),
-    Mutation(reductions, "_cross_body", "alpha=0.5", "alpha=1.0", kernel_laws.check_log_ratio),
+    Mutation(reductions, "_cross_factors", "alpha=0.5", "alpha=1.0", kernel_laws.check_log_ratio),
     Mutation(reductions._Cross, "backward", "(x - mean) * g", "(x - old) * g", kernel_laws.check_log_ratio),
     Mutation(reductions._Cross, "backward", "(old - x) * g", "(x - old) * g", kernel_laws.check_log_ratio),
-    Mutation(reductions, "_blockwise", "part +=", "part -=", kernel_laws.check_log_prob),
-    Mutation(reductions, "_blockwise", "left : left + cols", "left + 1 : left + cols", kernel_laws.test_blocks_add_up),
+    Mutation(reductions, "_blockwise", "addcmul_(a, b)", "copy_(a * b)", kernel_laws.test_blocks_add_up),
     # samplers
     Mutation(Euler, "coefficients", "c.sigma + h", "c.sigma - h", order(Euler())),
     Mutation(GDDIM, "coefficients", "self.eta**2)", "self.eta)", marginals(GDDIM(0.5))),
