@@ -22,7 +22,7 @@ from girsanov.methods.advantages import (
     RunningBuffer,
     Trimmed,
 )
-from girsanov.methods.advantages.groups import prompt_keys, rank_in_group
+from girsanov.methods.advantages.groups import Groups, prompt_keys
 from girsanov.methods.base import Turn
 from girsanov.types import Cond, Prompts
 
@@ -159,9 +159,9 @@ def test_a_prompt_has_the_same_key_in_every_iteration() -> None:
 
 
 def test_ranks_count_from_0_within_each_group() -> None:
-    index = torch.tensor([1, 0, 1, 1, 0])
-    assert rank_in_group(index).tolist() == [0, 0, 1, 2, 1]
-    assert rank_in_group(index, torch.tensor([5.0, 1.0, 4.0, 6.0, 0.0])).tolist() == [1, 1, 0, 2, 0]
+    groups = Groups.of(torch.tensor([7, -2, 7, 7, -2]))
+    assert groups.rank().tolist() == [0, 0, 1, 2, 1]
+    assert groups.rank(torch.tensor([5.0, 1.0, 4.0, 6.0, 0.0])).tolist() == [1, 1, 0, 2, 0]
 
 
 @pytest.mark.parametrize(

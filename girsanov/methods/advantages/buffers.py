@@ -10,7 +10,7 @@ from torch import Tensor
 
 from girsanov.errors import GirsanovError
 from girsanov.methods.advantages.base import Normaliser
-from girsanov.methods.advantages.groups import Groups, rank_in_group
+from girsanov.methods.advantages.groups import Groups
 from girsanov.methods.base import State
 
 
@@ -39,7 +39,7 @@ class RunningBuffer(Normaliser):
         """``(r - mean) / (std + eps)`` of the prompt's buffer, which holds this batch already."""
         keys, values, counts = self._stored(r, groups, state)
         row = torch.searchsorted(keys, groups.keys)
-        rank, n = rank_in_group(groups.index), groups.count[groups.index]
+        rank, n = groups.rank(), groups.count[groups.index]
         recent = rank >= n - self.size  # of more than a bufferful, only the last ones stay
         mine = row[groups.index]
         values[mine[recent], (counts[mine] + rank)[recent] % self.size] = r[recent]

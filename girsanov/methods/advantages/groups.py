@@ -41,6 +41,17 @@ class Groups:
         low = x.new_full(shape, torch.inf).scatter_reduce_(0, rows, x, "amin")
         return (high > low)[self.index]
 
+    def rank(self, by: Tensor | None = None) -> Tensor:
+        """The place of each sample within its group, from 0: by values [N], or by arrival; int64 [N]."""
+        if by is None:
+            sorted_rows = torch.argsort(self.index, stable=True)
+        else:
+            first = torch.argsort(by, stable=True)
+            sorted_rows = first[torch.argsort(self.index[first], stable=True)]
+        start = self.count.cumsum(0) - self.count
+        place = torch.arange(len(self.index), device=self.index.device) - start[self.index[sorted_rows]]
+        return torch.empty_like(place).index_copy_(0, sorted_rows, place)
+
     def _rows(self, x: Tensor) -> Tensor:
         return self.index.unsqueeze(1).expand_as(x)
 
@@ -49,17 +60,6 @@ def leave_one_out(x: Tensor, groups: Groups) -> Tensor:
     """``x`` minus the mean of the other members of its group, [N, R]; x itself in a group of one."""
     n = groups.count[groups.index].unsqueeze(1)
     return torch.where(n > 1, (x - groups.mean(x)) * (n / (n - 1).clamp_min(1)), x)
-
-
-def rank_in_group(index: Tensor, order: Tensor | None = None) -> Tensor:
-    """The place of each sample within its group, from 0: by ``order`` [N], or by arrival."""
-    first = torch.arange(len(index), device=index.device) if order is None else torch.argsort(order, stable=True)
-    by_group = first[torch.argsort(index[first], stable=True)]
-    count = torch.bincount(index)
-    start = torch.repeat_interleave(count.cumsum(0) - count, count)
-    rank = torch.empty_like(by_group)
-    rank[by_group] = torch.arange(len(index), device=index.device) - start
-    return rank
 
 
 def prompt_keys(prompts: Prompts) -> Tensor:

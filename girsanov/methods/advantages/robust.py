@@ -10,7 +10,7 @@ from torch import Tensor
 
 from girsanov.errors import GirsanovError
 from girsanov.methods.advantages.base import Advantage, GroupNormalised, Normaliser
-from girsanov.methods.advantages.groups import Groups, rank_in_group
+from girsanov.methods.advantages.groups import Groups
 from girsanov.methods.base import State
 
 
@@ -70,7 +70,7 @@ class Trimmed(Normaliser):
     def columns(self, r: Tensor, groups: Groups, state: State) -> tuple[Tensor, Tensor]:
         """``(r - trimmed mean) / (trimmed std + eps)``."""
         n = groups.count[groups.index].unsqueeze(1)
-        rank = torch.stack([rank_in_group(groups.index, column) for column in r.unbind(1)], 1)
+        rank = torch.stack([groups.rank(column) for column in r.unbind(1)], 1)
         cut = (self.share * n).floor()
         kept = ((rank >= cut) & (rank < n - cut)).to(r.dtype)
         size = groups.mean(kept)
