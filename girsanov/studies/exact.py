@@ -204,20 +204,13 @@ def per_step() -> Section:
 def memories() -> Section:
     """How much of its start the untuned sampler remembers, and from where on scaling for the ODE does harm."""
     processes = {"rectified flow": RectifiedFlow(), "VP": VP(), "SD table": VPTable.stable_diffusion(), "VE(80)": VE()}
-    rows = []
+    rows, shown = list[dict[str, float | None]](), list[list[str | float]]()
     for eta in ETAS:
         c = deployment_factor(eta, 0.0)
         limit = (1 - c) / (1 + c) if c < 1 else None
-        rows.append({"eta": eta, "c": c, "limit": limit} | {n: memory(p, eta) for n, p in processes.items()})
-    shown = [
-        [
-            f"{r['eta']:g}",
-            float(r["c"] or 0),
-            *(float(r[n] or 0) for n in processes),
-            "any" if r["limit"] is None else f"below {r['limit']:.2f}",
-        ]
-        for r in rows
-    ]
+        kept = {name: memory(process, eta) for name, process in processes.items()}
+        rows.append({"eta": eta, "c": c, "limit": limit, **kept})
+        shown.append([f"{eta:g}", c, *kept.values(), "any" if limit is None else f"below {limit:.2f}"])
     note = "Correlation of start and end from t = 1, data of unit standard deviation."
     table = Table(("eta", "c to the ODE", *processes, "correct if"), shown, note)
     return Section("memory", "Memory of the start", (), [table], (), {"rows": rows})
