@@ -1,6 +1,7 @@
 """What a study writes: sections of text, tables and charts, as a page, as JSON and as plots of their own."""
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +12,7 @@ from markupsafe import Markup
 
 import girsanov.report
 from girsanov.disk import write_text
-from girsanov.report.svg import Line, chart, legend
+from girsanov.report.svg import HEIGHT, WIDTH, Line, chart, legend
 
 HERE = Path(__file__).parent
 STYLE = (Path(girsanov.report.__file__).parent / "style.css").read_text(encoding="utf-8")
@@ -68,12 +69,15 @@ class Plot:
         """The chart as a file of its own: with its style, title and legend."""
         body = str(self.svg).removesuffix("</svg>")
         head, _, rest = body.partition(">")
-        head = head.replace('viewBox="0 0 380 210"', 'viewBox="0 -28 380 268" width="570" height="402"')
+        named = [line for line in self.lines if line.name]
+        height = 250 + 11 * math.ceil(len(named) / 2)
+        size = f'viewBox="0 -28 380 {height}" width="570" height="{1.5 * height:g}"'
+        head = head.replace(f'viewBox="0 0 {WIDTH} {HEIGHT}"', size)
         names = "".join(
             f'<g transform="translate({52 + 165 * (i % 2)} {216 + 11 * (i // 2)})">'
             f'<rect class="{line.style}" width="14" height="2"/>'
             f'<text class="tick" x="18" y="4">{Markup.escape(line.name)}</text></g>'
-            for i, line in enumerate(line for line in self.lines if line.name)
+            for i, line in enumerate(named)
         )
         title = f'<text x="8" y="-12" class="title">{Markup.escape(self.title)}</text>'
         extra = (
