@@ -216,7 +216,7 @@ def test_the_gradient_of_trees_is_that_of_chains_in_the_mean() -> None:
     tree_gradient_is_unbiased()
 
 
-@mutants([Mutation(Trees, "credit", ".mean(1)", ".sum(1)", tree_gradient_is_unbiased)])
+@mutants([Mutation(Trees, "credit", ".nanmean(1)", ".nansum(1)", tree_gradient_is_unbiased)])
 def test_mutations_are_noticed(mutation: Mutation, monkeypatch: pytest.MonkeyPatch) -> None:
     check(mutation, monkeypatch)
 

@@ -131,7 +131,7 @@ class Trees(Paths):
         found = dict[int, Signal]()
         for n in [len(prompts), *rows]:
             if n not in found:
-                nodes = scores.view(n, -1, scores.shape[1]).mean(1)
+                nodes = scores.view(n, -1, scores.shape[1]).nanmean(1)  # of the leaves that have a score
                 found[n] = advantage(nodes, key.view(n, -1)[:, 0], state, turn, w)
         leaves, _ = self.leaves(prompts)
         total = scores.to(w.dtype) @ w.to(scores.device)
