@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from girsanov.adapters.lora import add_lora
 from girsanov.deployment import Deployed, check_memory, deploy_at, deployment_factor
 from girsanov.errors import GirsanovError
 from girsanov.grids import Grid
@@ -153,6 +154,29 @@ def test_one_pass_and_two() -> None:
     assert difference(Affine(), 0.5) < 1e-14
     ratio = difference(Bent(), 0.02) / difference(Bent(), 0.01)
     assert 3.3 < ratio < 4.7
+
+
+def test_with_adapters() -> None:
+    """LoRA: the reference of the two passes is the base network to the bit; one pass scales the adapters."""
+    torch.manual_seed(0)
+    net = Bent().float()
+    x, t = torch.randn(6, 2, generator=torch.Generator().manual_seed(2)), torch.tensor(0.5, dtype=F64)
+    base = Model(net, RectifiedFlow(), "velocity", (2,))(x, t).detach()
+    add_lora(net, rank=2)
+    policy = Policy(Model(net, RectifiedFlow(), "velocity", (2,)))
+    with torch.no_grad():
+        for name, p in net.named_parameters():
+            if "lora_B" in name:
+                p.add_(0.3)
+    exact, cheap = (deploy_at(policy, 2.0, 0.0, exact=e) for e in (True, False))
+    assert isinstance(exact, Deployed) and torch.equal(exact.reference(x, t), base)
+    torch.testing.assert_close(exact(x, t), base + 2.5 * (policy.view()(x, t) - base))
+    cheap_output = cheap(x, t)
+    with torch.no_grad():
+        for name, p in net.named_parameters():
+            if "lora_B" in name:
+                p.mul_(2.5)
+    torch.testing.assert_close(cheap_output, policy.view()(x, t))
 
 
 def test_it_is_the_policy_itself_where_c_is_one() -> None:
