@@ -57,12 +57,14 @@ class Shown:
         value = getattr(self, which)
         if value is None:
             return "–"
-        return rounded(value, getattr(self, f"{which}_error"), self.percent)[0]
+        return rounded(value, max(self.before_error, self.after_error), self.percent)[0]
 
     def interval(self, which: str) -> str:
         """``± half-width``, if it is known."""
         value, error = getattr(self, which), getattr(self, f"{which}_error")
-        return f"± {rounded(value, error, self.percent)[1]}" if error and value is not None else ""
+        if not error or value is None:
+            return ""
+        return f"± {rounded(error, max(self.before_error, self.after_error), self.percent)[0]}"
 
 
 @dataclass(frozen=True)

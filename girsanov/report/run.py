@@ -52,6 +52,7 @@ def write_report(folder: RunFolder) -> Path:
         verdict=verdict(run),
         pictures=pictures(folder),
         charts=charts(run),
+        more=[metric_chart(run, m) for m in run.metrics if m.key not in HEADLINES],
         phases=phases(run),
     )
     path = folder.path / "report.html"
@@ -72,7 +73,7 @@ def pictures(folder: RunFolder) -> list[dict[str, str]]:
 
 def charts(run: RunData) -> list[Chart]:
     """The evaluated numbers, the reward against the KL, the loss."""
-    made = [metric_chart(run, m) for m in run.metrics]
+    made = [metric_chart(run, m) for m in run.metrics if m.key in HEADLINES]
     kl, reward = run.metric("kl"), run.metric("reward")
     if kl is not None and reward is not None:
         path = [(e.get("kl"), e.get("reward")) for e in run.evaluations]
@@ -103,6 +104,9 @@ def metric_chart(run: RunData, metric: Shown) -> Chart:
         batches = [(r["iteration"], r.get("reward")) for r in run.iterations]
         lines.insert(0, Line([i for i, _ in batches], [v for _, v in batches], name="training", style="line-grey"))
     return plot(metric.label, lines, metric.percent)
+
+
+HEADLINES = ("reward", "judge", "diversity", "kl")  # keys with a place of their own
 
 
 def plot(title: str, lines: list[Line], percent: bool = False, x_label: str = "iteration") -> Chart:

@@ -87,8 +87,11 @@ def chart(lines: Sequence[Line], label: str, x_label: str = "iteration", percent
     points = [p for line in lines for p in line.points()]
     if not points:
         return '<p class="empty">nothing was recorded</p>'
-    xs = [p[0] for p in points]
-    y_ticks = ticks(min(y - e for _, y, e in points), max(y + e for _, y, e in points))
+    xs, ys = [p[0] for p in points], [p[1] for p in points]
+    low, high = min(y - e for _, y, e in points), max(y + e for _, y, e in points)
+    if percent:  # an interval may leave [0, 1], a share may not
+        low, high = max(low, min(0.0, *ys)), min(high, max(1.0, *ys))
+    y_ticks = ticks(low, high)
     x_ticks = [t for t in ticks(min(xs), max(xs), 5) if min(xs) <= t <= max(xs)] or [min(xs)]
     spread = max(xs) - min(xs) or 1.0
     across = Scale(min(xs), min(xs) + spread, LEFT, WIDTH - RIGHT)
@@ -117,8 +120,8 @@ def draw(line: Line, across: Scale, up: Scale, show: Callable[[float], str]) -> 
         return []
     shapes = []
     if line.error:
-        above = [f"{across(x):.1f},{up(y + e):.1f}" for x, y, e in points]
-        below = [f"{across(x):.1f},{up(y - e):.1f}" for x, y, e in reversed(points)]
+        above = [f"{across(x):.1f},{up(min(y + e, up.high)):.1f}" for x, y, e in points]
+        below = [f"{across(x):.1f},{up(max(y - e, up.low)):.1f}" for x, y, e in reversed(points)]
         shapes.append(f'<polygon class="band {line.style}" points="{" ".join(above + below)}"/>')
     path = " ".join(f"{across(x):.1f},{up(y):.1f}" for x, y, _ in points)
     shapes.append(f'<polyline class="{line.style}" points="{path}"/>')
