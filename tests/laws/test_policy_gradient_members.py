@@ -14,6 +14,7 @@ from girsanov.methods.advantages import Clipped, GlobalStd, GroupNormalised, Lea
 from girsanov.methods.base import Turn
 from girsanov.methods.policy_gradient import SCHEDULES, ClippedPG
 from girsanov.methods.policy_gradient.branch import BranchGRPO
+from girsanov.methods.policy_gradient.credit import StepLength
 from girsanov.methods.policy_gradient.ddpo import DDPO, DPOK, DDPOScoreFunction
 from girsanov.methods.policy_gradient.grpo import DanceGRPO, FlowGRPO, FlowGRPOFast, MixGRPO, MixGRPOFlash
 from girsanov.methods.policy_gradient.paths import Chains, Trees
@@ -28,11 +29,11 @@ from girsanov.methods.policy_gradient.schedules import (
 )
 from girsanov.methods.policy_gradient.steps import AllSteps
 from girsanov.policy import Policy
-from girsanov.problems import QuadraticReward
+from girsanov.problems import Gaussian, QuadraticReward, affine_kernels, end_law, per_step_kl_limit
 from girsanov.processes import RectifiedFlow
 from girsanov.samplers import GDDIM, DPMSolverPP2M, Euler, FlowSDE, Mixed
 from girsanov.surrogates import Clip, ScoreFunction
-from tests.laws.correction import PLANE, FastTurn, collect, gradient, requests, tunable
+from tests.laws.correction import PLANE, FastTurn, collect, descend, gradient, requests, tunable
 from tests.laws.mutation import Mutation, check, mutants
 
 GRID = Grid.uniform(6)
@@ -306,3 +307,40 @@ def test_windows_need_a_mixed_sampler(name: str) -> None:
         GirsanovError, match="^a window moves every 1 or more iterations and leaves 0 or more steps, not"
     ):
         SCHEDULES[name](every=0)
+
+
+# ---- where normalised members end
+
+
+def reward_std(law: Gaussian, reward: QuadraticReward) -> float:
+    """Standard deviation of ``b^T x - x^T A x / 2``: ``Var = tr((A S)^2) / 2 + g^T S g`` with ``g = b - A m``."""
+    g, moved = reward.b - reward.A @ law.mean, reward.A @ law.cov
+    return float(0.5 * (moved @ moved).trace() + g @ law.cov @ g) ** 0.5
+
+
+def test_flow_grpo_ends_where_its_std_and_its_dt_put_beta() -> None:
+    """``beta_eff = beta |dt| s n / (n - 1)`` with s the std of the reward at the end itself; within 3 %.
+
+    One dimension, 4 equal Flow-SDE steps, one group of 512 an iteration, seed 0. Advantages are not clipped: a bound of
+    +-5 cuts the tail of a curved reward and moves the end. (A reward that curves more makes the std, and with it beta,
+    shrink on the way, and the last part of it endless.)
+    """
+    grid, reward, beta, n = Grid.uniform(4), QuadraticReward(0.3, 1.0), 4.0, 512
+    model, sampler = Gaussian(0.0, 1.0).model(RectifiedFlow()), FlowSDE(0.7)
+    kernels = affine_kernels(model, sampler, grid)
+    start = (torch.zeros(1, dtype=torch.float64), torch.eye(1, dtype=torch.float64))
+    effective = beta
+    for _ in range(60):
+        want = per_step_kl_limit(kernels, start, reward, effective).law
+        effective = beta * 0.25 * (reward_std(want, reward) + 1e-4) * n / (n - 1)
+    assert effective < 0.6 * beta
+    tuned = tunable(model, grid)
+    method = FlowGRPO(
+        reward=reward, grid=grid, kl=PerStepKL(beta, StepLength()), steps=AllSteps(), advantage=GlobalStd()
+    )
+    descend(tuned, method, requests(n), iterations=150, lr=0.1, tail=50)
+    got = end_law(tuned.view("ema"), sampler, grid)
+    torch.testing.assert_close(got.mean, want.mean, rtol=0.03, atol=0)
+    torch.testing.assert_close(got.cov, want.cov, rtol=0.03, atol=0)
+    plain = per_step_kl_limit(kernels, start, reward, beta).law
+    assert abs(float(plain.mean - want.mean)) > 0.1 * float(want.mean)
