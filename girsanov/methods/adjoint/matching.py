@@ -97,9 +97,9 @@ class AdjointMatching(Method):
         """One stochastic rollout and its lean adjoint."""
         n, process = len(self.grid), policy.model.process
         noisy = [step.i for step in self.grid if bool(self.sampler.coefficients(process, step)[2] > 0)]
+        if not noisy:
+            raise GirsanovError("no step draws noise: take more steps (the last step to t = 0 may be noiseless)")
         chosen = [noisy[k] for k in self.steps(len(noisy), turn)]
-        if not chosen:
-            raise GirsanovError("no step with a loss: take more steps (the last step to t = 0 may be noiseless)")
         with torch.no_grad():
             model, noise = policy.view("current", "rollout"), turn.noise(prompts.ids)
             x_T = model.process.prior(noise.normal(policy.model.shape, policy.dtype))
