@@ -33,9 +33,11 @@ def layers_of(chosen: argparse.Namespace) -> list[dict[str, Any]]:
 def run_command(chosen: argparse.Namespace, command: str) -> int:
     """``girsanov run``."""
     device = device_of(chosen.device)
-    if chosen.resume:
-        return resume_run(chosen, device)
+    if chosen.resume and not chosen.out:
+        raise GirsanovError("--resume needs the folder of the run: give it with --out")
     layers = layers_of(chosen)
+    if chosen.resume and chosen.seeds is None:
+        return resume_run(chosen, device)
     out = Path(chosen.out) if chosen.out else default_folder(chosen.recipe, layers)
     if chosen.seeds is not None:
         return run_seeds(chosen, layers, out, command, device)
@@ -45,8 +47,6 @@ def run_command(chosen: argparse.Namespace, command: str) -> int:
 
 def resume_run(chosen: argparse.Namespace, device: Any) -> int:
     """Goes on with the run in ``--out``; settings given now replace those it began with."""
-    if not chosen.out:
-        raise GirsanovError("--resume needs the folder of the run: give it with --out")
     launch = Launch.existing(Path(chosen.out), layers_of(chosen))
     if launch.recipe.name != chosen.recipe:
         raise GirsanovError(
@@ -82,23 +82,28 @@ def told(run: Run, folder: RunFolder) -> int:
 
 
 def run_seeds(chosen: argparse.Namespace, layers: list[dict[str, Any]], out: Path, command: str, device: Any) -> int:
-    """Repeats a run with N seeds, in folders ``seed-0`` ... of one folder, and compares them."""
+    """Repeats a run with N seeds, in folders ``seed-0`` ... of one folder, and compares them; finished ones stay."""
     from girsanov.launch import configure
     from girsanov.report import write_comparison
 
     if chosen.seeds < 1:
         raise GirsanovError(f"--seeds {chosen.seeds} makes no run: give 1 or more")
     first = configure(get_recipe(chosen.recipe), layers).train.seed
-    if out.exists() and any(out.iterdir()):
-        raise GirsanovError(f"{out} is not empty: repeated runs need a new folder, give another --out")
-    folders = []
+    if out.exists() and any(out.iterdir()) and not chosen.resume:
+        raise GirsanovError(f"{out} is not empty: go on with the runs in it with --resume, or give another --out")
     for seed in range(first, first + chosen.seeds):
+        path = out / f"seed-{seed}"
+        going_on = (path / "run.json").is_file()
+        own = [*layers, nest("train.seed", seed)]
+        launch = Launch.existing(path, layers) if going_on else Launch.new(chosen.recipe, own, path, command)
+        if going_on and launch.finished:
+            continue
         print(f"seed {seed}")
-        launch = Launch.new(chosen.recipe, [*layers, nest("train.seed", seed)], out / f"seed-{seed}", command)
-        run = execute(launch, device=device)
+        run = execute(launch, device=device, resume=going_on)
         if run.stopped == INTERRUPTED:
-            return told(run, launch.folder)
-        folders.append(launch.folder.path)
+            print(f"stopped at seed {seed}, everything is saved; go on with")
+            print(f"  {command.removesuffix(' --resume')} --resume")
+            return 130
     group = {"format": "girsanov-group", "schema": 1, "recipe": chosen.recipe, "command": command}
     write_text(out / "group.json", json.dumps(group, indent=2) + "\n")
     print(write_comparison([out], out / "report.html"))

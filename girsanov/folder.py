@@ -2,6 +2,7 @@
 
 ==================  ==============================================================================
 run.json            what this folder is: schema version, recipe, the command that started it
+about.json          what reports and comparisons know of the recipe: description, facts, names of the metrics
 config.yaml         the resolved configuration; loading it gives the same run
 versions.json       Python, packages, machine
 metrics.jsonl       one line an iteration; evaluations have ``"kind": "evaluation"``, alarms ``"kind": "alarm"``
@@ -19,13 +20,20 @@ import os
 import platform
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from girsanov.disk import full_disk, write_text
 from girsanov.errors import GirsanovError
+
+try:
+    import fcntl
+except ImportError:  # not on Windows, where nothing locks the folder
+    fcntl = None  # type: ignore[assignment]
 
 SCHEMA = 1
 PACKAGES = ("girsanov", "torch", "numpy", "accelerate", "diffusers", "transformers", "peft", "scikit-learn")
@@ -52,7 +60,7 @@ class RunFolder:
             folder.samples.mkdir(exist_ok=True)
         write_text(path / "config.yaml", config)
         write_text(path / "versions.json", json.dumps(versions(), indent=2) + "\n")
-        facts = {"format": "girsanov-run", "schema": SCHEMA, "recipe": recipe, "command": command}
+        facts = {"format": "girsanov-run", "schema": SCHEMA, "recipe": recipe, "command": command, "id": uuid4().hex}
         write_text(path / "run.json", json.dumps(facts, indent=2) + "\n")
         return folder
 
@@ -68,6 +76,24 @@ class RunFolder:
         if schema > SCHEMA:
             raise GirsanovError(f"{path} was written by a newer girsanov (schema {schema}): upgrade the package")
         return folder
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps other processes from training in this folder at the same time; a killed process lets go by itself.
+
+        Process 0 of several holds it. Raises GirsanovError if another one does.
+        """
+        if int(os.environ.get("RANK", "0")) != 0 or fcntl is None:
+            yield
+            return
+        with (self.path / ".lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise GirsanovError(
+                    f"another process is training in {self.path}: wait for it or stop it, or give another --out"
+                ) from None
+            yield
 
     @property
     def checkpoints(self) -> Path:
@@ -89,7 +115,7 @@ class RunFolder:
         """What ``run.json`` says."""
         try:
             facts = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
-        except ValueError:
+        except (OSError, ValueError):
             facts = {}
         return facts if isinstance(facts, dict) else {}
 

@@ -58,6 +58,13 @@ class Launch:
             write_text(path / "config.yaml", dump_config(config))
         return cls(recipe, config, folder)
 
+    @property
+    def finished(self) -> bool:
+        """Whether the run has done all its iterations and has a report."""
+        records = self.folder.records()
+        done = records[-1]["iteration"] if records else 0
+        return done >= self.config.train.iterations and (self.folder.path / "report.html").is_file()
+
 
 def configure(recipe: Recipe, layers: Sequence[Mapping[str, Any]]) -> RunConfig:
     """The configuration: the recipe's settings for the method that the layers choose, under the layers themselves."""
@@ -125,20 +132,26 @@ def execute(launch: Launch, *, device: torch.device, resume: bool = False, quiet
     Raises whatever training raises; an unexpected error carries the folder, so that its traceback can go there.
     """
     try:
-        accelerator = accelerator_of(launch.config, device)
-        parts = launch.recipe.build(launch.config, device, accelerator)
-        if resume:
-            restore(parts.run, launch.folder.checkpoints, tqdm.write)
-        if parts.run.reduce.rank == 0:
-            describe_run(launch, parts)
-        with interruptible(parts.run):
-            train(parts.run, callbacks_of(launch, parts, quiet))
-        if parts.run.reduce.rank == 0:
-            finish(launch, parts)
-        return parts.run
+        with launch.folder.locked():
+            return train_and_report(launch, device, resume, quiet)
     except Exception as error:
         error.girsanov_folder = launch.folder.path  # type: ignore[attr-defined]
         raise
+
+
+def train_and_report(launch: Launch, device: torch.device, resume: bool, quiet: bool) -> Run:
+    """Builds, restores, trains and reports."""
+    accelerator = accelerator_of(launch.config, device)
+    parts = launch.recipe.build(launch.config, device, accelerator)
+    if resume:
+        restore(parts.run, launch.folder.checkpoints, tqdm.write)
+    if parts.run.reduce.rank == 0:
+        describe_run(launch, parts)
+    with interruptible(parts.run):
+        train(parts.run, callbacks_of(launch, parts, quiet))
+    if parts.run.reduce.rank == 0:
+        finish(launch, parts)
+    return parts.run
 
 
 def finish(launch: Launch, parts: Assembled) -> None:

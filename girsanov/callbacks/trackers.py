@@ -90,7 +90,7 @@ class WandB(Tracker):
             name=self.folder.path.name,
             dir=str(self.folder.path),
             config=dict(self.config),
-            id=self.folder.path.name,
+            id=self.folder.facts.get("id"),
             resume="allow",
         )
 

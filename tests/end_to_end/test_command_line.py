@@ -172,6 +172,22 @@ def test_repeated_runs_are_reported_with_intervals(tmp_path: Path, capsys: pytes
     assert float(found[2]) == pytest.approx(half, rel=0.05)
 
 
+def test_repeated_runs_go_on_where_they_stopped(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    out = tmp_path / "many"
+    command = ["run", "mixture", "--out", str(out), "--method", "ode-am", *FAST]
+    assert main([*command, "--seeds", "1"]) == 0
+    before = (out / "seed-0" / "metrics.jsonl").read_bytes()
+    code, _, err = said(capsys, *command, "--seeds", "2")
+    assert (code, err.splitlines()[-1]) == (
+        2,
+        f"error: {out} is not empty: go on with the runs in it with --resume, or give another --out",
+    )
+    code, text, _ = said(capsys, *command, "--seeds", "2", "--resume")
+    assert code == 0 and text.splitlines()[0] == "seed 1"
+    assert (out / "seed-0" / "metrics.jsonl").read_bytes() == before
+    assert json.loads((out / "seed-1" / "about.json").read_text())["seed"] == 1
+
+
 def test_comparing_runs(tuned: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     out = tmp_path / "compare.html"
     code, text, _ = said(capsys, "compare", str(tuned), str(tuned), "--out", str(out))

@@ -45,6 +45,15 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
     )
 
 
+def test_one_process_at_a_time(tmp_path: Path) -> None:
+    folder = make(tmp_path / "run")
+    with folder.locked():
+        sentence = message(folder.locked().__enter__)
+    assert sentence == (f"another process is training in {folder.path}: wait for it or stop it, or give another --out")
+    with folder.locked():
+        pass
+
+
 def test_lines_come_back_by_kind(tmp_path: Path) -> None:
     folder = make(tmp_path / "run")
     folder.log(0, {"judge": 0.5}, "evaluation")
