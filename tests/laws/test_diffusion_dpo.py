@@ -94,7 +94,7 @@ def test_beta_scales_the_logit_and_the_published_form_is_met() -> None:
     assert float(chunk.loss.detach()) == pytest.approx(
         float(-torch.nn.functional.logsigmoid(inside.detach()).mean()), rel=1e-12
     )
-    assert float(chunk.metrics["logit"]) == pytest.approx(float(inside.mean()), rel=1e-9)
+    assert float(chunk.metrics["logit"]) == pytest.approx(float(inside.detach().mean()), rel=1e-9)
     # The noise is shared: what is left of x_w - x_l is alpha times the difference of the images.
     c = policy.model.process(draw.t)
     data = pairs(16, law).batch(0)
