@@ -18,6 +18,9 @@ from girsanov.callbacks import Checkpoints
 from girsanov.checkpoint import checkpoints, load, random_state, restore, save, set_random_state, verify
 from girsanov.errors import GirsanovError
 from girsanov.folder import RunFolder
+from girsanov.grids import Grid
+from girsanov.methods import METHODS
+from girsanov.problems import LinearReward
 from girsanov.train import Run, iterate, train
 from tests.tiny import restless_run, tiny_run
 
@@ -61,6 +64,27 @@ def test_a_loaded_run_goes_on_as_the_saved_one_would_have(tmp_path: Path) -> Non
     load(other, path)
     assert other.done == 3
     assert step(other, 4) == rest
+    assert same(everything(other), everything(run))
+
+
+PROMPTED = [name for name, method in METHODS.items() if method.data == "prompts"]
+
+
+@pytest.mark.parametrize("name", PROMPTED)
+def test_every_method_goes_on_exactly(tmp_path: Path, name: str) -> None:
+    """Its moving state included: two iterations, a checkpoint, and two more are four in a row."""
+
+    def fresh() -> Run:
+        method = METHODS[name](reward=LinearReward([1.0, 0.5]), grid=Grid.uniform(6))
+        return tiny_run(method, iterations=4, lr=1e-2)
+
+    run = fresh()
+    step(run, 2)
+    path = save(run, tmp_path)
+    rest = step(run, 2)
+    other = fresh()
+    load(other, path)
+    assert step(other, 2) == rest
     assert same(everything(other), everything(run))
 
 
