@@ -6,6 +6,7 @@ from torch import Tensor
 from girsanov.errors import GirsanovError
 from girsanov.models import ModelLike
 from girsanov.rewards.base import Reward
+from girsanov.rewards.scores import as_scores, check_finite
 from girsanov.types import Prompts
 
 INSTEAD = "a policy-gradient or forward-process method (clipped-pg, nft)"
@@ -25,20 +26,13 @@ def scores(reward: Reward, model: ModelLike, x0: Tensor, prompts: Prompts) -> Te
 
     Raises GirsanovError if the scores have another shape, are not finite, or do not depend differentiably on x0.
     """
-    r = reward(model.decode(x0), prompts)
-    if r.shape != x0.shape[:1]:
-        raise GirsanovError(
-            f"the reward {reward.name!r} must return one score a sample, [{len(x0)}], not {list(r.shape)}"
-        )
+    r = as_scores(reward(model.decode(x0), prompts), len(x0), reward.name)
     if not r.requires_grad:
         raise GirsanovError(
             f"the reward {reward.name!r} gives no gradient, and this method differentiates it: use {INSTEAD}, or write "
             "the reward in differentiable torch operations"
         )
-    if not bool(r.isfinite().all()):
-        raise GirsanovError(
-            f"the reward {reward.name!r} returned NaN or infinity: clamp what it divides by or takes the log of"
-        )
+    check_finite(r.detach(), reward.name)
     return r
 
 

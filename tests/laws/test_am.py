@@ -13,8 +13,8 @@ from girsanov.errors import GirsanovError
 from girsanov.grids import Grid
 from girsanov.methods.adjoint import matching
 from girsanov.methods.adjoint.matching import AdjointMatching
-from girsanov.methods.adjoint.steps import Subset
 from girsanov.methods.base import Turn
+from girsanov.methods.policy_gradient.steps import Subset
 from girsanov.models import Model, velocity
 from girsanov.noise import Recorded
 from girsanov.policy import Policy

@@ -16,7 +16,7 @@ from girsanov.methods import METHODS, Method
 from girsanov.methods.adjoint.costs import PowerCost
 from girsanov.methods.adjoint.gauss_newton import GaussNewton
 from girsanov.methods.adjoint.ode import ODEAdjointMatching
-from girsanov.methods.adjoint.steps import Subset
+from girsanov.methods.policy_gradient.steps import Subset
 from girsanov.problems import LinearReward
 from girsanov.processes import RectifiedFlow, VPTable
 from girsanov.recipes import RECIPES, get_recipe

@@ -11,12 +11,12 @@ from girsanov.grids import Grid
 from girsanov.methods.adjoint.gauss_newton import GaussNewton
 from girsanov.methods.adjoint.matching import AdjointMatching
 from girsanov.methods.adjoint.ode import ODEAdjointMatching
-from girsanov.methods.adjoint.steps import Subset
 from girsanov.methods.base import Method, Turn
 from girsanov.methods.direct.gradient import DirectGradient
 from girsanov.methods.direct.lv import DRaFTLV
 from girsanov.methods.direct.refl import ReFL
 from girsanov.methods.direct.truncation import LastK
+from girsanov.methods.policy_gradient.steps import Subset
 from girsanov.models import Model
 from girsanov.policy import Policy
 from girsanov.processes import RectifiedFlow

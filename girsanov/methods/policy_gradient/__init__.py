@@ -1,6 +1,5 @@
 """Policy gradients on the sampler's Gaussian transitions, and the parts they are composed of, by name."""
 
-from girsanov.methods.adjoint.steps import Subset
 from girsanov.methods.policy_gradient.annealing import AnnealedEta as AnnealedEta
 from girsanov.methods.policy_gradient.clipped import ClippedPG as ClippedPG
 from girsanov.methods.policy_gradient.credit import (
@@ -24,7 +23,7 @@ from girsanov.methods.policy_gradient.schedules import (
     SlidingWindow,
     Unchanged,
 )
-from girsanov.methods.policy_gradient.steps import AllSteps, RandomSteps, Steps, WindowSteps
+from girsanov.methods.policy_gradient.steps import AllSteps, RandomSteps, Steps, Subset, WindowSteps
 
 RATIOS: dict[str, type[Ratio]] = {"plain": PlainRatio, "ratio-norm": RatioNorm, "proportional": ProportionalCredit}
 WEIGHTS: dict[str, type[StepWeight]] = {

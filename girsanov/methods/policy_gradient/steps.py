@@ -67,3 +67,27 @@ class WindowSteps(Steps):
                 "have noise: move it, shorten it, or take more steps"
             )
         return list(range(self.start, self.start + self.length))
+
+
+@dataclass(frozen=True)
+class Subset(Steps):
+    """The last ``late`` steps, and ``early`` random ones of the others, drawn anew each iteration.
+
+    The default is that of adjoint matching for 40 steps (arXiv:2409.08861, appendix G): 10 of the first 30 and the last
+    10. A grid with fewer steps gives what it has.
+    """
+
+    early: int = 10
+    late: int = 10
+
+    def __post_init__(self) -> None:
+        if self.early < 0 or self.late < 0 or self.early + self.late == 0:
+            raise GirsanovError(
+                f"a subset of {self.early} early and {self.late} late steps is empty: give at least one"
+            )
+
+    def __call__(self, k: int, turn: Turn) -> list[int]:
+        """Keyed by (seed, iteration)."""
+        cut = max(0, k - self.late)
+        order = torch.randperm(cut, generator=generator((turn.seed, STEP_STREAM, turn.index)))[: self.early]
+        return [*sorted(order.tolist()), *range(cut, k)]
