@@ -174,6 +174,22 @@ def test_training_reaches_the_tilted_law() -> None:
         torch.testing.assert_close(tuned(zero, t), wanted(zero, t), rtol=0.005, atol=0.005)
 
 
+@pytest.mark.parametrize("t", [0.2, 0.5, 0.8])
+def test_what_independent_noise_loses(t: float) -> None:
+    """The slope on the noisy difference is ``A sigma^2 / (sigma^2 + alpha^2 s^2)``: 200,000 pairs, z below 4.5."""
+    a, s2, n, g = 0.15, 1.69, 200_000, torch.Generator().manual_seed(0)
+    c = RectifiedFlow()(t)
+    gap = math.sqrt(2 * s2) * torch.randn(n, dtype=F64, generator=g)
+    wins = torch.rand(n, dtype=F64, generator=g) < torch.sigmoid(a * gap)
+    blur = float(c.alpha * s2 / c.sigma) * math.sqrt(2) * torch.randn(n, dtype=F64, generator=g)
+    seen = torch.where(wins, gap, -gap) + blur  # winner minus loser; the blur is symmetric
+    zero = torch.zeros(n, 1, dtype=F64)
+    slope = odds(Pairs(Cond({}, torch.zeros(n, dtype=torch.int64)), seen.unsqueeze(1), zero, n))
+    share = float(c.sigma**2 / (c.sigma**2 + c.alpha**2 * s2))
+    error = 2 / float(seen.square().sum()) ** 0.5
+    assert abs(slope - a * share) < 4.5 * error + 0.01 * a  # 1 % for the terms of third order in A
+
+
 # ---- gradients
 
 

@@ -17,6 +17,13 @@ for errors of eps, summed over d. An error of another prediction ``p`` is ``eps_
 coefficient is ``c_p^2 B(t)``. B grows without bound at both ends of time, where one image says nothing about the
 other's reward; ``cap`` bounds it.
 
+Noise of its own for each image would hide the reward: the errors then differ by ``-k alpha [x_w - x_l - (alpha s^2 /
+sigma)(eps_w - eps_l)]``, and regressing on a noisy difference shrinks the shift, to first order in a, by
+
+.. math:: \frac{\sigma^2}{\sigma^2 + \alpha^2 s^2}
+
+which is 1/2 where signal and noise are alike and goes to 0 towards the data, where shared noise loses nothing.
+
 References: Wallace et al. 2023, arXiv:2311.12908, Eq. 14 (constant); the tilt weight is derived here.
 """
 
