@@ -18,11 +18,12 @@ def truth(process: Process, t: float, kind: Prediction) -> torch.Tensor:
     """The prediction by its meaning; the velocity as the time derivative of ``x_t`` with x_0 and eps held."""
     c = process(t)
     if kind == "velocity":
-        time = torch.tensor(t, dtype=F64)
-        path = torch.func.jvp(
-            lambda u: process(u).alpha * X0 + process(u).sigma * EPS, (time,), (torch.ones((), dtype=F64),)
+        time = torch.tensor(t, dtype=F64, requires_grad=True)
+        at = process(time)
+        slopes = (
+            torch.autograd.grad(v, time, retain_graph=True)[0] if v.requires_grad else 0.0 for v in (at.alpha, at.sigma)
         )
-        return path[1]
+        return sum(k * part for k, part in zip(slopes, (X0, EPS), strict=True))
     return {"x0": X0, "eps": EPS, "score": -EPS / c.sigma, "v": c.alpha * EPS - c.sigma * X0}[kind]
 
 

@@ -16,7 +16,7 @@ from girsanov.samplers import CPS, GDDIM, PRECISE, DanceSDE, EulerMaruyama, Flow
 from tests.laws.cases import EVERY_PROCESS, F64
 
 LINE = Mixture([0.7, 0.3], [[-1.5], [1.5]], [[[0.25]], [[0.25]]])  # two modes six standard deviations apart
-POINTS = torch.linspace(-5.5, 5.5, 900, dtype=F64)
+POINTS = torch.linspace(-5.5, 5.5, 750, dtype=F64)
 SPACING = float(POINTS[1] - POINTS[0])
 END = 0.1
 
@@ -66,13 +66,13 @@ CASES = [
 
 @pytest.mark.parametrize(("sampler", "process", "start"), CASES, ids=lambda v: str(v))
 def test_marginals_are_kept_as_the_step_shrinks(sampler: Sampler, process: str, start: float) -> None:
-    """The distance to the exact marginal of a two-mode mixture halves from 30 to 60 steps (over 1.6), to below .06."""
-    coarse, fine = (distance(sampler, EVERY_PROCESS[process], n, start) for n in (30, 60))
-    assert fine < 0.06
+    """The distance to the exact marginal of a two-mode mixture halves from 24 to 48 steps (over 1.6), to below .08."""
+    coarse, fine = (distance(sampler, EVERY_PROCESS[process], n, start) for n in (24, 48))
+    assert fine < 0.08
     assert coarse / fine > 1.6
 
 
 def test_cps_changes_the_marginals() -> None:
     """CPS stays away from the mixture's marginal however many steps it takes: the distance does not fall."""
-    coarse, fine = (distance(CPS(), RectifiedFlow(), n) for n in (30, 60))
+    coarse, fine = (distance(CPS(), RectifiedFlow(), n) for n in (24, 48))
     assert fine > 0.08 and fine / coarse > 0.95
