@@ -53,6 +53,7 @@ from torch import Tensor, nn
 from girsanov.config import Part, make
 from girsanov.errors import GirsanovError
 from girsanov.methods.base import Chunk, Method, State, Turn
+from girsanov.methods.policy_gradient.clipped import ClippedPG
 from girsanov.models import ModelLike
 from girsanov.policy import Policy
 from girsanov.predictions import Prediction
@@ -208,7 +209,7 @@ class Redeployed(Method):
 
     @classmethod
     def of(cls, method: Method, eta_deploy: float, eta_train: float | None = None, exact: bool = True) -> "Redeployed":
-        """The method for sampling at ``eta_deploy``; eta_train is read off its sampler unless it is given.
+        """The method for sampling at ``eta_deploy``; eta_train is read off its sampler (the last one of a schedule).
 
         Raises GirsanovError where the method's sampler has no single eta.
         """
@@ -219,6 +220,8 @@ class Redeployed(Method):
                     f"{type(method).__name__} trains without a sampler, so its corrections belong to no eta: leave "
                     "out the deployment factor, or say which eta it is to be taken for"
                 )
+            if isinstance(method, ClippedPG):
+                sampler = method.schedule.at(sampler, method.grid, Turn(0, 1, 2))
             eta_train = eta_of(sampler)
         return cls(method, eta_train, eta_deploy, exact)
 

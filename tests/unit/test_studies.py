@@ -8,9 +8,11 @@ import pytest
 import torch
 from torch import nn
 
+from girsanov.annealing import Linear
 from girsanov.deployment import Deployed, Redeployed, deployment_factor, sampled_at
 from girsanov.errors import GirsanovError
-from girsanov.methods import AdjointMatching, DiffusionDPO, FlowGRPO, ODEAdjointMatching
+from girsanov.methods import AdjointMatching, ClippedPG, DiffusionDPO, FlowGRPO, MixGRPO, ODEAdjointMatching
+from girsanov.methods.policy_gradient import AnnealedEta
 from girsanov.models import Model
 from girsanov.policy import Policy
 from girsanov.problems import LinearReward
@@ -87,6 +89,10 @@ def test_redeployed() -> None:
                 got = method_at.deploy(policy, strength=strength)(x, t)
                 torch.testing.assert_close(got, reference + strength * c * change)
     assert isinstance(Redeployed.of(method, 0.0).deploy(policy), Deployed)
+    annealed = ClippedPG(reward=reward, sampler=GDDIM(9.0), schedule=AnnealedEta(Linear(2.0, 0.5)))
+    assert Redeployed.of(annealed, 0.0).eta_train == 0.5
+    with pytest.raises(GirsanovError, match="no single eta"):
+        Redeployed.of(MixGRPO(reward=reward), 0.0)
     with pytest.raises(GirsanovError, match="without a sampler"):
         Redeployed.of(DiffusionDPO(), 0.0)
     with pytest.raises(GirsanovError, match="training needs eta > 0"):
