@@ -6,7 +6,7 @@ r"""PRECISE: the exact Gaussian transition of Flow-GRPO's SDE with x_0 frozen ov
 for ``sigma_u = a sqrt(u / (1 - u))``. With ``rho = t / (1 - t)`` this is gDDIM at ``eta = a / sqrt(2)``, and it is
 computed as such; it keeps its published name and unit. The paper calls a "eta".
 
-Reference: arXiv:2605.23522, 2026.
+Reference: Zou et al. 2026, arXiv:2605.23522.
 """
 
 import math

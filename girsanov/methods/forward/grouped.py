@@ -15,8 +15,8 @@ Both need numbers of the whole group (the gate; the mean of R), which a micro-ba
 when the batch is collected, from the policy that starts its updates, so they are exact at the first update. Leaving the
 mean of R without a gradient changes nothing there, since the residuals of a group sum to 0.
 
-References: arXiv:2510.08425, 2026 (DGPO; beta 100 with a frozen reference); arXiv:2603.14128, 2026 (CRD; kappa .1
-to a guided reference, a factor 5 more).
+References: Luo et al. 2025, arXiv:2510.08425 (DGPO; beta 100 with a frozen reference); Zhu et al. 2026,
+arXiv:2603.14128 (CRD; kappa .1 to a guided reference, a factor 5 more).
 """
 
 from collections.abc import Mapping

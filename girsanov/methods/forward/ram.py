@@ -13,7 +13,7 @@ The gradient is that of ``c/2 |v - v_ref - a (u - v_ref)|^2`` with ``c = 1 + R``
 around the reference instead of an old policy, with a curvature that depends on the reward. It needs ``R > -1`` to pull
 and not push; larger beta or a clipped advantage see to that.
 
-Reference: arXiv:2605.10759, 2026 (formula as re-told and derived again here).
+Reference: Bergmeister et al. 2026, arXiv:2605.10759 (formula as re-told and derived again here).
 """
 
 from collections.abc import Mapping

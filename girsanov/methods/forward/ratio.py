@@ -17,8 +17,9 @@ FPO       ``e``                                                             clip
 AWM       ``(t / p) ((e + 1e-10)^p - 1e-10^p)``, p = 1/4                    kappa = .001, lambda = 1 to a moving copy
 ========  ================================================================  ========================================
 
-References: McAllister et al. 2025, arXiv:2507.21053 (FPO; its form with the ratio of single draws); arXiv:2509.25050
-(AWM; 6 draws, noise level .4 over 14 steps, 24 samples a prompt; its clip range is not known to us, FPO's stands in).
+References: McAllister et al. 2025, arXiv:2507.21053 (FPO; its form with the ratio of single draws);
+Xue et al. 2025, arXiv:2509.25050 (AWM; 6 draws, noise level .4 over 14 steps, 24 samples a prompt; its clip range is
+not known to us, FPO's stands in).
 """
 
 from collections.abc import Mapping

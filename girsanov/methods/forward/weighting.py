@@ -1,6 +1,6 @@
 """Functions w(e) of a squared error that stand for a negative log-likelihood.
 
-Reference: arXiv:2509.25050, 2026 (the Huber form, in its code).
+Reference: Xue et al. 2025, arXiv:2509.25050 (the Huber form, in its code).
 """
 
 from abc import ABC, abstractmethod
