@@ -17,9 +17,10 @@ from girsanov.methods.adjoint.costs import ConvexCost, Cost, PowerCost, Quadrati
 from girsanov.methods.adjoint.gauss_newton import GaussNewton
 from girsanov.methods.adjoint.ode import ODEAdjointMatching
 from girsanov.methods.base import Turn
-from girsanov.models import Model, velocity
+from girsanov.models import Guided, Model, velocity
+from girsanov.nets import DiTConfig
 from girsanov.policy import Policy
-from girsanov.problems import Gaussian, Mixture, QuadraticReward
+from girsanov.problems import Classes, Gaussian, Mixture, QuadraticReward
 from girsanov.problems.proximal import DiscreteFlow, discrete_flow
 from girsanov.processes import VP, RectifiedFlow
 from girsanov.rewards.base import Reward
@@ -286,6 +287,43 @@ def test_push_is_the_transpose_of_pull(sampler: Sampler) -> None:
     forth = sweep.push(sampler, base, tr, dx, us, None)
     assert before is not None
     close((a * forth).sum(), (before * dx).sum() + sum((gi * u).sum() for gi, u in zip(gs, us, strict=True)), 1e-12)
+
+
+def test_push_is_the_transpose_of_pull_through_attention() -> None:
+    """Fused attention has no forward derivative; a small transformer in float64."""
+    net = DiTConfig(shape=(1, 8, 8), width=16, blocks=2, heads=2).build(0).double()
+    g = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for p in net.parameters():
+            p.add_(0.1 * torch.randn(p.shape, dtype=F64, generator=g))
+    model = Model(net.requires_grad_(False), FLOW, "velocity", (1, 8, 8))
+    a, dx, u, x_T = (torch.randn(2, 1, 8, 8, dtype=F64, generator=g) for _ in range(4))
+    tr = rollout(model, Euler(), Grid.uniform(3), x_T).transitions[1]
+    before, (b,), _ = sweep.pull(Euler(), model, tr, a, None)
+    forth = sweep.push(Euler(), model, tr, dx, [u], None)
+    assert before is not None
+    close((a * forth).sum(), (before * dx).sum() + (b * u).sum(), 1e-12)
+
+
+def test_guidance_is_that_of_the_guided_field() -> None:
+    """Guided in all its uses, the method is the unguided one on the field ``null + w (cond - null)``."""
+    classes = Classes([MODES, Gaussian([1.0, 0.0], [[0.5, 0.1], [0.1, 0.3]])])
+    grid, labels, w = Grid.uniform(4), classes.cond([0, 1, 1], null=True), 2.5
+    guided_field = dataclasses.replace(classes.model(FLOW), net=Guided(classes.model(FLOW), w))
+    prompts = dataclasses.replace(requests(3), cond=labels)
+    parts = {"reward": Ring(), "grid": grid, "last": 3, "sampler": Heun()}
+
+    def found(base: Model, guidance: dict[str, float]) -> tuple[targets.Target, ...]:
+        policy = Policy(dataclasses.replace(base, net=Affine(base, grid)), guidance)
+        return ODEAdjointMatching(**parts).collect(policy, prompts, {}, Turn(0, 0)).targets
+
+    every = found(classes.model(FLOW), {"rollout": w, "adjoint": w, "train": w})
+    for a, b in zip(every, found(guided_field, {}), strict=True):
+        close([a.x, a.control, a.reference], [b.x, b.control, b.reference], 1e-10)
+    # guided in the rollout alone: the points are those, the costate is that of the conditional field
+    some = found(classes.model(FLOW), {"rollout": w})
+    close([a.x for a in some], [a.x for a in every], 1e-10)
+    assert (some[0].control - every[0].control).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("sampler", [Euler(), Heun(), GDDIM(0.0)], ids=repr)

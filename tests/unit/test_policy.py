@@ -10,11 +10,15 @@ from torch.utils.checkpoint import checkpoint
 
 from girsanov.adapters import lora
 from girsanov.errors import GirsanovError
+from girsanov.grids import Grid
+from girsanov.methods.adjoint.ode import ODEAdjointMatching
+from girsanov.methods.base import Turn
 from girsanov.models import Guided, Model
 from girsanov.nets import MLPConfig
 from girsanov.policy import Policy, trainable_copy
 from girsanov.processes import RectifiedFlow
-from girsanov.types import Cond
+from girsanov.rewards.base import Reward
+from girsanov.types import Cond, Prompts
 
 X, T = torch.randn(5, 4, generator=torch.Generator().manual_seed(0)), torch.tensor(0.3, dtype=torch.float64)
 
@@ -277,3 +281,28 @@ def test_a_float64_network_keeps_its_dtype() -> None:
     policy = Policy(add_lora(dataclasses.replace(model, net=model.net.double())))
     assert policy.dtype == torch.float64 and all(p.dtype == torch.float64 for p in policy.parameters())
     assert policy.view()(X.double(), T).dtype == torch.float64
+
+
+class Bold(Reward):
+    name, differentiable = "bold", True
+
+    def __call__(self, x: Tensor, prompts: object) -> Tensor:
+        return torch.tanh(x).sum(1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_adjoint_methods_read_the_reference(kind: str) -> None:
+    """With adapters moved away from zero the targets still hold the velocities of the untouched network."""
+    policy, start = make(kind)
+    moved(policy)
+    index = torch.arange(5)
+    prompts = Prompts(Cond({}, torch.zeros_like(index)), index, index)
+    method = ODEAdjointMatching(reward=Bold(), grid=Grid.uniform(3))
+    batch = method.collect(policy, prompts, {}, Turn(0, 0))
+    for target in batch.targets:
+        with torch.no_grad():
+            assert torch.equal(target.reference, start(target.x, target.t, prompts.cond))
+    for chunk in method.losses(policy, batch, {}):
+        chunk.loss.backward()
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in policy.parameters())
+    assert all(p.grad is None for n, p in policy.net.named_parameters() if n not in policy.names)

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from girsanov.models import ModelLike, velocity
 from girsanov.samplers.base import Sampler
@@ -65,8 +66,11 @@ def pull(
 def push(
     sampler: Sampler, model: ModelLike, tr: Transition, shift: Tensor, controls: Sequence[Tensor], cond: Cond | None
 ) -> Tensor:
-    """``A delta x_t + sum_i B_i u_i``, [B, *D]; one JVP a stage."""
-    with forward_ad.dual_level(), torch.no_grad():
+    """``A delta x_t + sum_i B_i u_i``, [B, *D]; one JVP a stage.
+
+    Attention runs as plain matrix products meanwhile: its fused kernels have no forward derivative.
+    """
+    with forward_ad.dual_level(), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         x = forward_ad.make_dual(tr.x_t, shift)
         moved = [forward_ad.make_dual(torch.zeros_like(u), u) for u in controls]
         end, _ = along(sampler, model, tr, cond)(x, *moved)
