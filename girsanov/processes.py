@@ -45,7 +45,7 @@ def as_time(t: float | Tensor) -> Tensor:
     t = torch.as_tensor(t, dtype=torch.float64)
     if t.ndim > 1:
         raise GirsanovError(f"a time has shape [] or [B], not {list(t.shape)}: pass one time, or one per sample")
-    inside = 0 <= float(t) <= 1 if t.ndim == 0 else t.device.type != "cpu" or bool(((t >= 0) & (t <= 1)).all())
+    inside = 0 <= float(t.detach()) <= 1 if t.ndim == 0 else t.device.type != "cpu" or bool(((t >= 0) & (t <= 1)).all())
     if not inside:
         raise GirsanovError(
             f"time {t.tolist()} lies outside [0, 1]: data is at t = 0 and noise at t = 1, so divide a step index by "
