@@ -10,7 +10,7 @@ point is the largest reward, not a law.
 ==========================  ============================================
 DRaFT                       ``DirectGradient()``
 DRaFT-K                     ``DirectGradient(truncation=LastK(K))``
-AlignProp                   ``AlignProp()``: random K, ``.01 |r - 10|``
+AlignProp                   ``AlignProp()``: random K, checkpointing
 ==========================  ============================================
 
 Symbols: N steps, K differentiable ones. Cost an iteration: N passes, K of them with a backward pass, one backward pass
@@ -26,7 +26,7 @@ from girsanov.grids import Grid
 from girsanov.methods.base import Chunk, Method, State, Turn
 from girsanov.methods.differentiable import require_gradient, scores
 from girsanov.methods.direct.base import CutBatch, reward_chunk, run_up_to
-from girsanov.methods.direct.objectives import Distance, Maximise, Objective
+from girsanov.methods.direct.objectives import Maximise, Objective
 from girsanov.methods.direct.truncation import GaussianK, LastK, Truncation
 from girsanov.noise import Recorded
 from girsanov.policy import Policy
@@ -88,12 +88,11 @@ class DirectGradient(Method):
 
 @dataclass(frozen=True, kw_only=True)
 class AlignProp(DirectGradient):
-    """``DirectGradient`` with the defaults of AlignProp: a random number of steps, checkpointing, ``.01 |r - 10|``.
+    """``DirectGradient`` with the defaults of AlignProp: a random number of steps, and checkpointing.
 
-    The objective's target is that of the aesthetic score; for another reward give ``Distance(its maximum)`` or
-    ``Maximise()``.
+    The released code minimises ``Distance(10, 0.01)``, ten being the best aesthetic score; below it that is
+    ``Maximise()`` up to the scale.
     """
 
     truncation: Truncation = GaussianK()
-    objective: Objective = Distance(10.0, 0.01)
     checkpoint: bool = True
