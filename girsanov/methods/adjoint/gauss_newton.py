@@ -31,7 +31,7 @@ from girsanov.methods.adjoint.base import Target
 from girsanov.methods.adjoint.conjugate_gradients import conjugate_gradients
 from girsanov.methods.adjoint.costs import Cost, QuadraticCost
 from girsanov.methods.adjoint.sweep import push
-from girsanov.methods.adjoint.targets import FirstOrder, Problem, TargetRule
+from girsanov.methods.adjoint.targets import Problem, TargetRule
 from girsanov.methods.differentiable import scores
 from girsanov.models import velocity
 from girsanov.types import Stage
@@ -134,7 +134,3 @@ def corrected_path(problem: Problem, controls: list[list[Tensor]]) -> tuple[Targ
                 x = end.value
         targets += problem.targets(tuple(stages), velocities, us)
     return tuple(targets)
-
-
-TARGETS: dict[str, type[TargetRule]] = {"first-order": FirstOrder, "gauss-newton": GaussNewton}
-"""Every target rule by name."""
