@@ -79,7 +79,7 @@ def test_it_converges_to_the_discrete_proximal_map(name: str) -> None:
     close(found, flow.controls(REWARD, lam, starts(8, base))[0], 1e-6)
 
 
-def test_the_published_numbers_of_one_path() -> None:
+def test_the_numbers_of_one_path() -> None:
     """Data N(.8, 1.3^2), r = -.75 x^2 + .6 x, lam = .9, x_T = -.7, six Euler steps."""
     base, reward = Gaussian(0.8, 1.69).model(FLOW), QuadraticReward(1.5, 0.6)
     grid, x_T = Grid.uniform(6), torch.full((1, 1), -0.7, dtype=F64)
