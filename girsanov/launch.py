@@ -76,7 +76,9 @@ def configure(recipe: Recipe, layers: Sequence[Mapping[str, Any]]) -> RunConfig:
     kind = (
         chosen if isinstance(chosen, str) else chosen.get("kind", default) if isinstance(chosen, Mapping) else default
     )
-    return load_config(recipe.config, {"method": {"kind": kind}}, recipe.defaults(str(kind)), wanted)
+    return load_config(
+        recipe.config, {"method": {"kind": kind}}, recipe.defaults(str(kind)), recipe.complete(wanted), wanted
+    )
 
 
 def device_of(name: str | None) -> torch.device:
@@ -142,7 +144,12 @@ def execute(launch: Launch, *, device: torch.device, resume: bool = False, quiet
 def train_and_report(launch: Launch, device: torch.device, resume: bool, quiet: bool) -> Run:
     """Builds, restores, trains and reports."""
     accelerator = accelerator_of(launch.config, device)
-    parts = launch.recipe.build(launch.config, device, accelerator)
+    try:
+        parts = launch.recipe.build(launch.config, device, accelerator)
+    except GirsanovError:
+        if not resume:
+            launch.folder.discard()  # a mistake in the settings: the same command, mended, may use the folder
+        raise
     if resume:
         restore(parts.run, launch.folder.checkpoints, tqdm.write)
     if parts.run.reduce.rank == 0:

@@ -145,6 +145,10 @@ class Recipe(ABC):
         """Settings that suit a method, under those of the user: ``{"train": {"lr": ...}, "method": {...}}``."""
         return {}
 
+    def complete(self, wanted: Mapping[str, Any]) -> dict[str, Any]:
+        """What follows from the user's settings, under them (the data's shape for a network of another kind)."""
+        return {}
+
     @abstractmethod
     def build(self, config: Any, device: torch.device, accelerator: Any = None) -> Assembled:
         """Puts a run together; deterministic, so that a resumed run finds the same parts."""

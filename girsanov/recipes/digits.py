@@ -5,7 +5,7 @@ the judge, a classifier trained on the other half of the data, says whether the 
 (``digits_evaluation.py`` lists what is followed).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -111,6 +111,12 @@ class DigitsRecipe(Recipe):
     def defaults(self, method: str) -> dict[str, Any]:
         """Settings seen to work for each method."""
         return DEFAULTS.get(method, GENTLE)
+
+    def complete(self, wanted: Mapping[str, Any]) -> dict[str, Any]:
+        """The shape and the classes of the data, for whichever network is chosen."""
+        net = wanted.get("net", {})
+        kind = net if isinstance(net, str) else net.get("kind") if isinstance(net, Mapping) else None
+        return {} if kind is None else {"net": {"kind": kind, "shape": list(SHAPE), "classes": CLASSES}}
 
     def build(self, config: DigitsConfig, device: torch.device, accelerator: Any = None) -> Assembled:
         """Data, judge, pretrained model, reward, method and evaluation."""
