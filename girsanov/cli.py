@@ -128,7 +128,7 @@ def more_commands(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
     study = add("study", "run a study: stochasticity (the training sampler's noise, and deployment)")
     study.add_argument("study", metavar="NAME", help="stochasticity")
     study.add_argument("--out", metavar="DIR", help="where it goes (default runs/study-NAME)")
-    study.add_argument("--parts", nargs="+", metavar="PART", help="exact, networks, digits, deployment (default all)")
+    study.add_argument("--parts", nargs="+", metavar="PART", help="exact, networks, digits, deployment, deployment-am")
     study.add_argument("--fast", action="store_true", help="a few iterations and samples, to see that it runs")
     study.add_argument("--json", metavar="FILE", help="write the numbers there as well")
 

@@ -99,6 +99,16 @@ def with_kl(kind: str, beta: float) -> Setting:
     )
 
 
+def matched(beta: float) -> Setting:
+    """Adjoint matching on the flow at GDDIM(eta): its fixed point is the optimum of the path KL."""
+    method = {"kind": "am", "grid": UNIFORM, "sampler": NOISY, "any_noise": True, "beta": beta}
+    return Setting(
+        "flow-am",
+        "adjoint matching, flow",
+        {"method": method, "sampler": {"kind": "gddim", "eta": 0.0}, "train": {"lr": 5e-4}},
+    )
+
+
 @torch.no_grad()
 def pictures(model: ModelLike, sampler: Sampler, evaluator: Evaluator, n: int) -> tuple[Tensor, Tensor]:
     """Decoded samples [n, 1, 8, 8] of balanced classes from fixed noise, and their labels [n]."""

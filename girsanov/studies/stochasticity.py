@@ -1,7 +1,8 @@
 """``girsanov study stochasticity``: what the noise of the training sampler does to the sampler that is deployed.
 
-Three parts: ``exact`` (Gaussian problems, exact curves beside measured ones), ``networks`` (small networks against the
-exact optimum), ``digits`` (DDPO on a diffusion and MixGRPO on a flow at several eta, and the deployment factor).
+Parts: ``exact`` (Gaussian problems, exact curves beside measured ones), ``networks`` (small networks against the exact
+optimum), ``digits`` (DDPO on a diffusion and MixGRPO on a flow at several eta), ``deployment`` and ``deployment-am``
+(the deployment factor on digits).
 
 Reference: arXiv:2510.10767, 2026.
 """
@@ -13,13 +14,14 @@ from typing import Any
 from girsanov.errors import GirsanovError
 from girsanov.report.svg import Line
 from girsanov.settings import unknown
-from girsanov.studies.digits import DDPO, MIX, Setting, run_deployment, run_gap, with_kl
+from girsanov.studies.digits import DDPO, MIX, Setting, matched, run_deployment, run_gap, with_kl
 from girsanov.studies.exact import exact_sections
 from girsanov.studies.networks import network_section
 from girsanov.studies.page import TONES, Plot, Section, Table, write_study
 
 ETAS = (0.5, 1.0, 2.0)
 FLOW_GRPO = 0.495  # a = 0.7
+MATCHED = 4.0  # beta of adjoint matching
 DEPLOYED = (("per-step", FLOW_GRPO), ("path", FLOW_GRPO), ("path", 1.0), ("path", 2.0))
 
 
@@ -69,13 +71,15 @@ def gap_section(setting: Setting, fast: bool) -> Section:
     return Section(setting.key, setting.label, text, [table], plots, {"rows": rows, "n": n, "iterations": iterations})
 
 
-def deployment_section(fast: bool) -> Section:
-    """Policies trained with a KL in the objective, deployed by the ODE raw and corrected."""
-    iterations, n = (2, 60) if fast else (80, 500)
-    rows = [run_deployment(with_kl(kind, 0.1), eta, iterations, n) for kind, eta in DEPLOYED]
+def deployment_section(
+    key: str, title: str, text: str, runs: Sequence[tuple[Setting, float]], iterations: int, fast: bool
+) -> Section:
+    """Policies deployed by the ODE raw and corrected, beside the SDE they were trained with."""
+    iterations, n = (2, 60) if fast else (iterations, 500)
+    rows = [run_deployment(setting, eta, iterations, n) for setting, eta in runs]
     shown = {"sde": "SDE as trained", "raw": "ODE raw", "corrected": "ODE corrected", "one_pass": "ODE one pass"}
     table = Table(
-        ("KL, eta, c", "sampler", "reward", "gain", "±", "judge", "diversity", "path KL"),
+        ("training, eta, c", "sampler", "reward", "gain", "±", "judge", "diversity", "path KL"),
         [
             [
                 f"{r['setting'].removeprefix('flow-')}, {r['eta']:g}, {r['c']:.3f}",
@@ -93,20 +97,35 @@ def deployment_section(fast: bool) -> Section:
         f"{n} pictures, {iterations} iterations, one seed. Gain: over the untuned model with the same sampler and "
         "noise, 95 % intervals. Path KL: of the model at eta = 1, whatever it is sampled with.",
     )
+    return Section(key, title, (text,), [table], (), {"rows": rows, "n": n, "iterations": iterations})
+
+
+def gradient_section(fast: bool) -> Section:
+    """Clipped policy gradients with a KL in the objective."""
+    runs = [(with_kl(kind, 0.1), eta) for kind, eta in DEPLOYED]
     text = (
         "A clipped policy gradient with a KL in its objective on the digits' flow; eta = 0.495 is Flow-GRPO's a = 0.7. "
-        "The theorem says that at the optimum of the path KL the corrected ODE gains what the SDE gains.",
+        "The theorem says that at the optimum of the path KL the corrected ODE gains what the SDE gains."
     )
-    return Section(
-        "deployment", "Deployment on digits", text, [table], (), {"rows": rows, "n": n, "iterations": iterations}
+    return deployment_section("deployment", "Policy gradients, deployed on digits", text, runs, 80, fast)
+
+
+def matching_section(fast: bool) -> Section:
+    """Adjoint matching, which comes near the optimum in few iterations."""
+    text = (
+        f"Adjoint matching with beta = {MATCHED:g} on the same flow, at noise that is not memoryless on purpose: it "
+        "regresses onto the optimum of the path KL and comes near it in few iterations."
     )
+    runs = [(matched(MATCHED), eta) for eta in (FLOW_GRPO, 1.0, 2.0)]
+    return deployment_section("deployment-am", "Adjoint matching, deployed on digits", text, runs, 60, fast)
 
 
 PARTS: dict[str, Callable[[bool], Sequence[Section]]] = {
     "exact": exact_sections,
     "networks": lambda fast: [network_section(fast)],
     "digits": lambda fast: [gap_section(DDPO, fast), gap_section(MIX, fast)],
-    "deployment": lambda fast: [deployment_section(fast)],
+    "deployment": lambda fast: [gradient_section(fast)],
+    "deployment-am": lambda fast: [matching_section(fast)],
 }
 """Parts of the study by name."""
 
