@@ -18,6 +18,7 @@ import json
 import math
 import os
 import platform
+import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -76,6 +77,11 @@ class RunFolder:
         if schema > SCHEMA:
             raise GirsanovError(f"{path} was written by a newer girsanov (schema {schema}): upgrade the package")
         return folder
+
+    def discard(self) -> None:
+        """Removes a folder in which nothing has been trained yet."""
+        if not self.metrics.exists() and not any(self.checkpoints.iterdir()):
+            shutil.rmtree(self.path)
 
     @contextmanager
     def locked(self) -> Iterator[None]:

@@ -334,6 +334,20 @@ def test_every_mistake_is_one_sentence(tuned: Path, tmp_path: Path, capsys: pyte
     assert not (tmp_path / "x").exists()
 
 
+def test_parts_that_do_not_fit_are_refused_and_the_folder_stays_free(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    command = ["run", "mixture", "--out", str(tmp_path / "x"), *SMALL, "method.grid.n=5"]
+    code, _, err = said(capsys, *command, "--method", "ode-am", "method.sampler=dpm-solver++2m")
+    assert code == 2
+    assert err == (
+        "error: ODE adjoint matching needs a deterministic single-step solver and DPMSolverPP2M is not one: use Euler(), "
+        "Heun() or GDDIM(eta=0)\n"
+    )
+    assert not (tmp_path / "x").exists()
+    assert said(capsys, *command, "--method", "ode-am", "method.sampler=heun")[0] == 0
+
+
 def test_a_reward_that_turns_nan_is_one_sentence_and_keeps_the_run(
     tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
