@@ -61,6 +61,17 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "method": {"grid": UNIFORM, "objective": {"kind": "maximise"}},
         "train": {"iterations": 40, "lr": 5e-5},
     },
+    **{
+        name: {"group_size": 8, "method": {"grid": UNIFORM, **parts}, "train": {"iterations": 25, "lr": lr}}
+        for lr, parts, names in (
+            (2e-4, {}, ("ddpo", "ddpo-sf", "dpok", "flow-grpo", "flow-grpo-fast", "dance-grpo", "mix-grpo")),
+            (2e-4, {}, ("mix-grpo-flash", "branch-grpo", "grpo-guard", "pcpo", "flow-dppo", "rsm-hinge", "dgpo")),
+            (1e-4, {}, ("tempflow-grpo", "awm", "fpo", "rvm", "crd")),
+            (2e-4, {"beta": 0.7}, ("ram",)),
+            (2e-4, {"tau": 1.0, "kappa": 0.1}, ("orw-cfm-w2",)),
+        )
+        for name in names
+    },
 }
 """Settings seen to work, by method; what was measured is in LOG.md."""
 GENTLE: dict[str, Any] = {"train": {"iterations": 30, "lr": 2e-4}}
