@@ -341,8 +341,8 @@ def test_parts_that_do_not_fit_are_refused_and_the_folder_stays_free(
     code, _, err = said(capsys, *command, "--method", "ode-am", "method.sampler=dpm-solver++2m")
     assert code == 2
     assert err == (
-        "error: ODE adjoint matching needs a deterministic single-step solver and DPMSolverPP2M is not one: use Euler(), "
-        "Heun() or GDDIM(eta=0)\n"
+        "error: ODE adjoint matching needs a deterministic single-step solver and DPMSolverPP2M is not one: use "
+        "Euler(), Heun() or GDDIM(eta=0)\n"
     )
     assert not (tmp_path / "x").exists()
     assert said(capsys, *command, "--method", "ode-am", "method.sampler=heun")[0] == 0
