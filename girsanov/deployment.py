@@ -35,13 +35,15 @@ scaling the raw difference by c scales the score's difference by c, for x0, eps,
 two samplers) a linear reward on Gaussian data is tilted by ``1 - kappa`` of its due when corrected and by ``(1 -
 kappa) / c`` when not, so for c < 1 correcting is worse than nothing from ``kappa = (1 - c) / (1 + c)`` on: refused. (b)
 The optimum: a policy gradient with a KL per step, or none, and a policy that is far from converged, learn another
-Delta. (c) Steps: the grid's own error comes on top, and for small eta it falls slowly with their number.
+Delta. (c) Steps: the grid's own error comes on top. For eta < 1 it falls slowly with their number, and on coarse grids
+correcting is no nearer than not: warned, by the memory from the end of the first step (``check_grid``).
 
 References: Domingo-Enrich et al. 2025, arXiv:2409.08861, theorem 1 (eta = 1); the theorem for other eta is derived
 here. ``docs/deployment.md`` holds the measurements.
 """
 
 import dataclasses
+import math
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -52,6 +54,7 @@ from torch import Tensor, nn
 
 from girsanov.config import Part, make
 from girsanov.errors import GirsanovError
+from girsanov.grids import Grid
 from girsanov.methods.base import Chunk, Method, State, Turn
 from girsanov.methods.policy_gradient.clipped import ClippedPG
 from girsanov.models import ModelLike
@@ -138,10 +141,32 @@ def check_memory(memory: float, c: float) -> None:
         )
 
 
-def scale_for(process: Process, eta_train: float, eta_deploy: float, memory: float | None = None) -> float:
-    """The deployment factor, checked against the memory of a process (by default from t = 1, unit data)."""
+def check_grid(process: Process, grid: Grid, eta_train: float, eta_deploy: float, c: float) -> None:
+    """Warns where pure noise is left in so long a step that what it forgets, it forgets before it could be controlled.
+
+    The step from alpha = 0 draws its end afresh: it can move that end, not reshape it, so on the grid the memory that
+    counts is the one from the end of that step.
+    """
+    if not (c < 1 and float(process(grid.ts[0]).alpha) == 0 and len(grid) > 1):
+        return
+    memory = math.prod(memory_of(process, eta, float(grid.ts[1])) for eta in (eta_train, eta_deploy))
+    if memory >= (1 - c) / (1 + c):
+        warnings.warn(
+            f"on a grid of {len(grid)} steps the first one takes most of what eta = {eta_train:g} would learn from "
+            f"pure noise (correlation {memory:.2f} from its end on): scaling by c = {c:.2f} may be no nearer than "
+            "leaving the policy as it is; train with more steps or with eta >= 1",
+            stacklevel=3,
+        )
+
+
+def scale_for(
+    process: Process, eta_train: float, eta_deploy: float, memory: float | None = None, grid: Grid | None = None
+) -> float:
+    """The deployment factor, checked against the memory of a process (by default from t = 1, unit data) and a grid."""
     c = deployment_factor(eta_train, eta_deploy)
     check_memory(memory_of(process, eta_train) * memory_of(process, eta_deploy) if memory is None else memory, c)
+    if grid is not None:
+        check_grid(process, grid, eta_train, eta_deploy, c)
     return c
 
 
@@ -169,6 +194,7 @@ def deploy_at(
     *,
     name: str = "current",
     memory: float | None = None,
+    grid: Grid | None = None,
 ) -> ModelLike:
     """The model to sample with noise ``eta_deploy``, of a policy that was trained with noise ``eta_train``.
 
@@ -181,11 +207,12 @@ def deploy_at(
         name: whose weights: "current" or "ema".
         memory: correlation of start and end under both samplers; by default that of the continuous process from t = 1
             on data of unit standard deviation.
+        grid: times of the training sampler, to be warned where they are too few.
 
     Raises:
         GirsanovError: eta_train is not positive, or the process remembers so much that scaling does harm.
     """
-    c = scale_for(policy.model.process, eta_train, eta_deploy, memory)
+    c = scale_for(policy.model.process, eta_train, eta_deploy, memory, grid)
     if c == 1.0:
         return policy.view(name, "rollout")
     if not exact:
@@ -227,7 +254,8 @@ class Redeployed(Method):
 
     def deploy(self, policy: Policy, name: str = "current", strength: float = 1.0) -> ModelLike:
         """The scaled model; a strength of the tuning multiplies the factor."""
-        c = strength * scale_for(policy.model.process, self.eta_train, self.eta_deploy)
+        grid = getattr(self.method, "grid", None)
+        c = strength * scale_for(policy.model.process, self.eta_train, self.eta_deploy, grid=grid)
         if c == 1.0 or not self.exact:
             return self.method.deploy(policy, name, c)
         return Deployed(self.method.deploy(policy, name), policy.view("reference", "rollout"), c)

@@ -105,7 +105,7 @@ def matched(beta: float) -> Setting:
     return Setting(
         "flow-am",
         "adjoint matching, flow",
-        {"method": method, "sampler": {"kind": "gddim", "eta": 0.0}, "train": {"lr": 5e-4}},
+        {"method": method, "sampler": {"kind": "gddim", "eta": 0.0}, "train": {"lr": 5e-4, "schedule": "cosine"}},
     )
 
 

@@ -18,11 +18,13 @@ from girsanov.predictions import ROWS, convert
 from girsanov.problems import (
     Gaussian,
     Limit,
+    LinearReward,
     Mixture,
     OptimalControl,
     QuadraticReward,
     affine_kernels,
     chain_law,
+    expected_reward,
     path_kl_limit,
     per_step_kl_limit,
     tilt,
@@ -201,6 +203,27 @@ def test_the_refusal_is_where_scaling_stops_to_help(eta: float, T: float) -> Non
                 deploy_at(policy, eta, 0.0)
         else:
             assert isinstance(deploy_at(policy, eta, 0.0), Deployed)
+
+
+def test_coarse_grids_are_reported() -> None:
+    """Two modes, reward x, eta = .7 to the ODE: warned at 20 steps, where the raw optimum is nearer; silent at 80.
+
+    The expectations are those of each grid's exact optimum.
+    """
+    model, reward = TWO.model(RectifiedFlow()), LinearReward([1.0])
+    target, c = float(expected_reward(tilt(TWO, reward, 1.0), reward)), deployment_factor(0.7, 0.0)
+    for n, warned in ((20, True), (80, False)):
+        grid = Grid.uniform(n)
+        tuned = line_optimum(Line(model, GDDIM(0.7), grid, 7.0, points=401), reward, 1.0)
+        raw, corrected = (
+            Line(Deployed(tuned.model, model, f), GDDIM(0.0), grid, 7.0, points=401).expect(reward) for f in (1.0, c)
+        )
+        assert (abs(corrected - target) > abs(raw - target)) == warned
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            deploy_at(tuned_policy(Affine(), 0.1), 0.7, 0.0, grid=grid)
+            deploy_at(tuned_policy(Affine(), 0.1), 2.0, 0.0, grid=grid)
+        assert len(seen) == warned
 
 
 def test_memory_is_reported() -> None:
