@@ -224,7 +224,9 @@ def study_command(chosen: argparse.Namespace, command: str) -> int:
     if chosen.study not in STUDIES:
         raise GirsanovError(f"{chosen.study!r} {unknown(chosen.study, STUDIES, 'study')}")
     out = Path(chosen.out) if chosen.out else Path("runs") / f"study-{chosen.study}"
-    page = load(STUDIES[chosen.study])(out, command, chosen.parts, chosen.fast)
+    chosen_parts = f" --parts {' '.join(chosen.parts)}" if chosen.parts else ""
+    told_as = f"girsanov study {chosen.study}{chosen_parts}{' --fast' if chosen.fast else ''}"
+    page = load(STUDIES[chosen.study])(out, told_as, chosen.parts, chosen.fast)
     if chosen.json:
         write_text(Path(chosen.json), (out / "study.json").read_text(encoding="utf-8"))
     print(f"report: {page}")
