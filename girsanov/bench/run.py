@@ -1,0 +1,204 @@
+r"""The bench: train every method on every problem and say how far it is from where it must end.
+
+Three errors a method: *training* (end point to the method's own limit on the grid), *order* (how the limit approaches
+the law it aims at as the number of steps doubles) and *total* (end point to that law). Methods without a limit are
+scored on the frontier: they are stopped where the common chain spends the path KL of the path-KL optimum, and ``share``
+is the part of the best possible gain in reward that they reach with it.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from girsanov.bench.nets import Correction
+from girsanov.bench.problems import BETA, COMMON, PROBLEMS, STEPS, BenchProblem
+from girsanov.bench.training import Budget, Requests, train_one
+from girsanov.errors import GirsanovError
+from girsanov.grids import Grid
+from girsanov.methods import METHODS
+from girsanov.methods.adjoint.costs import QuadraticCost
+from girsanov.methods.advantages.base import LeaveOneOut
+from girsanov.methods.base import Method
+from girsanov.methods.forward.errors import VelocityError
+from girsanov.methods.forward.old import ConstantDecay
+from girsanov.methods.forward.times import GridTimes
+from girsanov.methods.policy_gradient.penalty import PathKL, PerStepKL
+from girsanov.methods.preference.weights import TiltWeight
+from girsanov.models import Model
+from girsanov.policy import Policy
+from girsanov.surrogates import ScoreFunction
+
+SETTINGS: dict[str, Callable[[BenchProblem], dict[str, Any]]] = {
+    "am": lambda p: {"beta": BETA, "sampler": COMMON},
+    "ode-am": lambda p: {"cost": QuadraticCost(BETA)},
+    "clipped-pg": lambda p: {
+        "advantage": LeaveOneOut(),
+        "kl": PathKL(BETA),
+        "surrogate": ScoreFunction(),
+        "sampler": COMMON,
+    },
+    "dpok": lambda p: {"kl": PerStepKL(BETA), "sampler": COMMON},
+    "nft": lambda p: {
+        "advantage": LeaveOneOut(),
+        "kappa": BETA,
+        "error": VelocityError(),
+        "decay": ConstantDecay(0.0),
+        "times": GridTimes(),
+        "draws": 5,
+    },
+    "diffusion-dpo": lambda p: {
+        "weight": TiltWeight(beta=BETA, std=float(p.law.cov.trace() / p.law.d) ** 0.5),
+        "times": GridTimes(),
+        "grid": Grid.uniform(STEPS, start=0.999),  # at t = 1 the two images of a pair are the same noise
+        "draws": 5,
+    },
+}
+"""Options that give a method a limit; the others run as published, on the bench's grid."""
+
+
+def make_method(name: str, problem: BenchProblem) -> Method:
+    """The method as the bench runs it."""
+    cls, options = METHODS[name], SETTINGS.get(name, lambda p: {})(problem)
+    fields = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    shared = {"reward": problem.reward, "grid": problem.grid}
+    return cls(**{k: v for k, v in shared.items() if k in fields} | options)
+
+
+@dataclass(frozen=True)
+class Result:
+    """One method, one problem, one seed.
+
+    Attributes:
+        problem, method, seed: which.
+        mean, variance: of the end law, first coordinate; weight: mass right of 0 (mixture).
+        kl, reward: of the common chain.
+        stopped: the iteration whose weights are measured: the last one, or the one that reaches the reference KL.
+        calls: forward passes of the network, each on a batch.
+        seconds: of training.
+        to_limit: end law to limit, or None where there is none.
+        to_law: end law to the law aimed at.
+        share: part of the best gain in reward at the same KL.
+    """
+
+    problem: str
+    method: str
+    seed: int
+    mean: float
+    variance: float
+    weight: float | None
+    kl: float
+    reward: float
+    stopped: float
+    calls: int
+    seconds: float
+    to_limit: float | None
+    to_law: float | None
+    share: float
+
+
+def tuned(problem: BenchProblem, net: Correction, weight: Tensor) -> Model:
+    """The model with the given weights of the correction."""
+    net.weight.data.copy_(weight)
+    return dataclasses.replace(problem.model, net=net)
+
+
+def stopped(problem: BenchProblem, net: Correction, path: Sequence[Tensor], kl: float) -> float:
+    """The iteration at which the common chain first spends a path KL, by bisection on the path of the weights.
+
+    Between two iterations the weights are interpolated; a run that spends less is not stopped.
+    """
+
+    def spends(at: float) -> bool:
+        return not problem.score(tuned(problem, net, along(path, at)))[0] < kl
+
+    low, high = 0.0, float(len(path) - 1)
+    if not spends(high):
+        return high
+    while high - low > 1 / 64:
+        middle = 0.5 * (low + high) if high - low <= 1 else float((int(low) + int(high)) // 2)
+        low, high = (low, middle) if spends(middle) else (middle, high)
+    return low
+
+
+def along(path: Sequence[Tensor], at: float) -> Tensor:
+    """The weights at a fraction of an iteration."""
+    i = min(int(at), len(path) - 2)
+    return torch.lerp(path[i], path[i + 1], at - i)
+
+
+def run_one(name: str, problem: BenchProblem, seed: int, budget: Budget) -> Result:
+    """Trains one method on one problem with one seed and measures it."""
+    method = make_method(name, problem)
+    net = Correction(problem.law, problem.model, problem.grid, problem.features)
+    policy = Policy(dataclasses.replace(problem.model, net=net))
+    requests = Requests(problem.law, problem.reward, budget, method.data == "pairs")
+    limit, aim = problem.limit(method), problem.aim(method)
+    trained = train_one(method, policy, requests, seed, budget.free_lr if limit is None else budget.lr)
+    last = float(budget.iterations)
+    if limit is None:
+        last = stopped(problem, net, trained.path, problem.optimum(BETA)[0])
+    model = tuned(problem, net, along(trained.path, last))
+    end = problem.end(model, COMMON if limit is None else getattr(method, "sampler", problem.deploy))
+    kl, reward = problem.score(model)
+    untuned = problem.frontier.reward[0]
+    return Result(
+        problem.name,
+        name,
+        seed,
+        float(end.mean[0]),
+        float(end.cov[0, 0]),
+        end.weight,
+        kl,
+        reward,
+        last,
+        trained.calls,
+        trained.seconds,
+        None if limit is None else end.error(limit),
+        None if aim is None else end.error(aim),
+        (reward - untuned) / (problem.frontier.best(kl) - untuned),
+    )
+
+
+@dataclass(frozen=True)
+class Approach:
+    """How a limit tends to the law aimed at: error on the bench's grid, observed order, Richardson's error."""
+
+    error: float
+    order: float
+    richardson: float
+
+
+def approach(name: str, problem: BenchProblem) -> Approach | None:
+    """From the limits on 1, 4 and 8 times the steps; no training."""
+    method = make_method(name, problem)
+    aim = problem.aim(method)
+    if aim is None:
+        return None
+    laws = {n: problem.limit(method, n) for n in (STEPS, 4 * STEPS, 8 * STEPS)}
+    errors = {n: law.error(aim) for n, law in laws.items() if law is not None}
+    coarse, fine = laws[4 * STEPS], laws[8 * STEPS]
+    assert coarse is not None and fine is not None
+    order = float(np.log2(errors[4 * STEPS] / errors[8 * STEPS]))
+    factor = 2.0 ** round(order)
+    return Approach(errors[STEPS], order, fine.extrapolated(coarse, factor).error(aim))
+
+
+def bench(
+    methods: Sequence[str], problems: Sequence[str], seeds: int, budget: Budget, progress: Callable[[str], None]
+) -> Iterator[Result]:
+    """Every method on every problem with seeds 0 .. seeds - 1. Raises GirsanovError on an unknown name."""
+    for kind, names, known in (("method", methods, METHODS), ("problem", problems, PROBLEMS)):
+        for name in names:
+            if name not in known:
+                raise GirsanovError(f"the bench knows no {kind} {name!r}: choose from {', '.join(known)}")
+    for p in problems:
+        for m in methods:
+            for seed in range(seeds):
+                result = run_one(m, PROBLEMS[p], seed, budget)
+                progress(f"{p:16s} {m:16s} seed {seed}  {result.seconds:6.1f} s")
+                yield result
