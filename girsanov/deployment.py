@@ -152,7 +152,7 @@ def check_grid(process: Process, grid: Grid, eta_train: float, eta_deploy: float
     memory = math.prod(memory_of(process, eta, float(grid.ts[1])) for eta in (eta_train, eta_deploy))
     if memory >= (1 - c) / (1 + c):
         warnings.warn(
-            f"on a grid of {len(grid)} steps the first one takes most of what eta = {eta_train:g} would learn from "
+            f"on a grid of {len(grid)} steps the first one takes much of what eta = {eta_train:g} would learn from "
             f"pure noise (correlation {memory:.2f} from its end on): scaling by c = {c:.2f} may be no nearer than "
             "leaving the policy as it is; train with more steps or with eta >= 1",
             stacklevel=3,

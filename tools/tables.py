@@ -22,7 +22,35 @@ def bench() -> str:
     return "\n".join(lines)
 
 
-TABLES: dict[str, tuple[str, Callable[[], str]]] = {"bench": ("README.md", bench)}
+def study(part: str, section: str) -> Callable[[], str]:
+    """A table of ``girsanov study stochasticity``, from ``docs/data/stochasticity-PART.json``."""
+
+    def make() -> str:
+        record = json.loads((ROOT / f"docs/data/stochasticity-{part}.json").read_text())
+        table = record["sections"][section]["tables"][0]
+        head, rows = table["columns"], table["rows"]
+        lines = ["| " + " | ".join(head) + " |", "| " + " | ".join("---" for _ in head) + " |"]
+        lines += ["| " + " | ".join(row) + " |" for row in rows]
+        return "\n".join([*lines, "", table["note"]])
+
+    return make
+
+
+PAPER, DEPLOYMENT = "docs/papers/sampler-stochasticity.md", "docs/deployment.md"
+
+TABLES: dict[str, tuple[str, Callable[[], str]]] = {
+    "bench": ("README.md", bench),
+    "study-ve": (PAPER, study("exact", "untuned-ve")),
+    "study-vp": (PAPER, study("exact", "untuned-vp")),
+    "study-ddpo": (PAPER, study("digits", "ddpo")),
+    "study-mix": (PAPER, study("digits", "mix-grpo")),
+    "deployment-memory": (DEPLOYMENT, study("exact", "memory")),
+    "deployment-exact": (DEPLOYMENT, study("exact", "tuned-exact")),
+    "deployment-per-step": (DEPLOYMENT, study("exact", "per-step")),
+    "deployment-networks": (DEPLOYMENT, study("networks", "networks")),
+    "deployment-am": (DEPLOYMENT, study("am", "deployment-am")),
+    "deployment-digits": (DEPLOYMENT, study("digits", "deployment")),
+}
 """Marker -> the page it stands in, and what makes its table."""
 
 
