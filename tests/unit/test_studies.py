@@ -69,6 +69,7 @@ class Net(nn.Module):
         return self.layer(x)
 
 
+@pytest.mark.filterwarnings("ignore:on a grid of 10 steps")  # Flow-GRPO's: tests/laws/test_deployment.py
 def test_redeployed() -> None:
     """The factor of the method's own sampler; a strength multiplies it; methods without an eta say so."""
     policy = Policy(Model(Net(), RectifiedFlow(), "velocity", (1,)))
