@@ -95,6 +95,12 @@ def device_of(name: str | None) -> torch.device:
     return device
 
 
+def limit_threads(recipe: Recipe) -> None:
+    """Sets the processor threads that suit the recipe, unless the environment says how many."""
+    if recipe.threads is not None and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(recipe.threads)
+
+
 def accelerator_of(config: RunConfig, device: torch.device) -> Any:
     """Accelerate's object where it is needed: several processes, or a scaled loss."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 and config.precision != "fp16":
@@ -145,6 +151,7 @@ def train_and_report(launch: Launch, device: torch.device, resume: bool, quiet: 
     """Builds, restores, trains and reports."""
     accelerator = accelerator_of(launch.config, device)
     try:
+        limit_threads(launch.recipe)
         parts = launch.recipe.build(launch.config, device, accelerator)
     except GirsanovError:
         if not resume:
@@ -221,6 +228,7 @@ def load_run(
     holds no whole checkpoint.
     """
     launch = Launch.existing(path)
+    limit_threads(launch.recipe)
     parts = launch.recipe.build(change(launch.config), device)
     load_weights(parts.run, choose_checkpoint(launch.folder, which))
     return launch, parts

@@ -134,12 +134,15 @@ class Recipe(ABC):
         summary: one line for ``girsanov list``.
         config: its configuration class.
         methods: the methods it has settings for; others may work too.
+        threads: processor threads that its networks can use; the environment's OMP_NUM_THREADS goes before it. None
+            leaves it to torch.
     """
 
     name: ClassVar[str]
     summary: ClassVar[str]
     config: ClassVar[type[RunConfig]]
     methods: ClassVar[Sequence[str]]
+    threads: ClassVar[int | None] = None
 
     def defaults(self, method: str) -> dict[str, Any]:
         """Settings that suit a method, under those of the user: ``{"train": {"lr": ...}, "method": {...}}``."""

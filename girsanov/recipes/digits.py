@@ -118,6 +118,7 @@ class DigitsRecipe(Recipe):
     summary: ClassVar[str] = "real handwritten digits, made bold while a judge watches; minutes"
     config: ClassVar[type[RunConfig]] = DigitsConfig
     methods: ClassVar[Sequence[str]] = tuple(DEFAULTS)
+    threads: ClassVar[int | None] = 1  # small matrices: a second thread waits more than it works, where others run
 
     def defaults(self, method: str) -> dict[str, Any]:
         """Settings seen to work for each method."""
