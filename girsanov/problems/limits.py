@@ -3,16 +3,16 @@ r"""Where each method ends, on Gaussian data with a quadratic reward and on the 
 ``limit(method, problem)`` is its fixed point there, not the law it aims at: on few steps the two differ by more than
 training does. ``aim(method, problem)`` is what the limit tends to as the steps shrink.
 
-=====================  ==============================================================  ===============================
-method                 limit                                                           aim
-=====================  ==============================================================  ===============================
-adjoint matching       lean-adjoint recursion on the sampler's kernels                 tilted law
-ODE adjoint matching   proximal map of the solver                                      proximal map of the flow
-policy gradient        path-KL or per-step recursion, by its penalty                   tilted law (path KL)
-DiffusionNFT           exact velocity of the tilted law, sampled on the grid           tilted law
-Diffusion-DPO          one shift of the prediction a time, sampled on the grid         tilted law (isotropic, its
-weight) direct gradients       none: the reward grows without bound                            none
-=====================  ==============================================================  ===============================
+=====================  ==========================================================  ====================================
+method                 limit                                                       aim
+=====================  ==========================================================  ====================================
+adjoint matching       lean-adjoint recursion on the sampler's kernels             tilted law
+ODE adjoint matching   proximal map of the solver                                  proximal map of the flow
+policy gradient        path-KL or per-step recursion, by its penalty               tilted law (path KL)
+DiffusionNFT           exact velocity of the tilted law, sampled on the grid       tilted law
+Diffusion-DPO          one shift of the prediction a time, sampled on the grid     tilted law (tilt weight, round data)
+direct gradients       none: the reward grows without bound                        none
+=====================  ==========================================================  ====================================
 
 The forward-process and preference rows hold for a linear reward only. A method whose composition has no known fixed
 point (a clipped loss, normalised advantages without a closed scale, no penalty) gives None, and is scored on the
@@ -39,6 +39,7 @@ from girsanov.methods.forward.nft import DiffusionNFT
 from girsanov.methods.policy_gradient.clipped import ClippedPG
 from girsanov.methods.policy_gradient.credit import PlainRatio, Uniform
 from girsanov.methods.policy_gradient.penalty import PathKL, Penalty, PerStepKL
+from girsanov.methods.policy_gradient.schedules import Unchanged
 from girsanov.methods.policy_gradient.steps import AllSteps
 from girsanov.methods.preference.diffusion_dpo import DiffusionDPO
 from girsanov.methods.preference.weights import PairWeight, TiltWeight
@@ -151,7 +152,8 @@ def _proximal(method: ODEAdjointMatching, problem: GaussianProblem) -> Limit | N
 
 def _policy_gradient(method: ClippedPG, problem: GaussianProblem) -> Limit | None:
     scale, penalty = advantage_scale(method.advantage), method.kl
-    plain = isinstance(method.ratio, PlainRatio) and isinstance(method.steps, AllSteps) and method.correct is None
+    every = method.steps == AllSteps() and isinstance(method.schedule, Unchanged)
+    plain = every and isinstance(method.ratio, PlainRatio) and method.correct is None
     if penalty is None or scale is None or not plain or not isinstance(penalty.weight, Uniform):
         return None
     recursion = PENALTIES.get(type(penalty))
@@ -173,8 +175,9 @@ def _dpo(method: DiffusionDPO, problem: GaussianProblem) -> Limit | None:
     if not problem.linear:
         return None
     shift = dpo_shift(problem, method.weight)
-    # At the two ends themselves one image says nothing of the other's reward: the shift there is its own limit.
-    model = shifted_model(problem.model, lambda t: shift(t.clamp(1e-6, 1 - 1e-6)))
+    # At the two ends one image says nothing of the other's reward, and the weight's cap rules: a network that was
+    # trained between them is taken to keep its value there.
+    model = shifted_model(problem.model, lambda t: shift(t.clamp(2e-3, 1 - 2e-3)))
     return Limit(end_law(model, problem.sampler, problem.grid))
 
 
@@ -202,7 +205,7 @@ def limit(method: Method, problem: GaussianProblem, grid: Grid | None = None) ->
     if grid is not None:
         problem = problem.on(grid)
         method = dataclasses.replace(method, grid=grid)  # type: ignore[type-var]
-    find = LIMITS.get(type(method))
+    find = next((LIMITS[c] for c in type(method).__mro__ if c in LIMITS), None)
     return None if find is None else find(method, problem)
 
 

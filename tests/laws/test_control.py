@@ -1,5 +1,6 @@
 """Optimal control of the eta-samplers in continuous time: T4, T6, T9 of the notes, and the deployment theorem."""
 
+import dataclasses
 import math
 
 import pytest
@@ -16,6 +17,7 @@ from girsanov.problems import (
     QuadraticReward,
     affine_kernels,
     deployment_factor,
+    end_law,
     mixture_value,
     tilt,
 )
@@ -135,6 +137,22 @@ def test_the_gradient_is_autograds_and_t6(eta: float) -> None:
     y = torch.tensor([[1.3]], dtype=F64)
     got = OptimalControl(one, QuadraticReward(a, 0.0), BETA, VP()).score_correction(y, torch.tensor(0.4, dtype=F64))
     assert abs(float(got) - P / BETA * 1.3) < 1e-12
+
+
+@pytest.mark.parametrize("eta", [0.6, 1.7])
+def test_the_corrected_score_steers_the_sampler_to_the_trained_law(eta: float) -> None:
+    """gDDIM(eta) of ``v + velocity_correction`` from VP's prior: order 1 to ``trained_law`` (100, 200 steps)."""
+    control, model = OptimalControl(SOLID, SOLID_REWARD, BETA, VP(0.1, 8.0), eta), SOLID.model(VP(0.1, 8.0))
+    expected = control.trained_law(Gaussian([0.0] * 3, torch.eye(3).tolist()))
+
+    def net(x: torch.Tensor, t: torch.Tensor, cond: object) -> torch.Tensor:
+        return model.net(x, t, cond) + control.velocity_correction(x, t[0])
+
+    tuned, errors = dataclasses.replace(model, net=net), []
+    for n in (100, 200):
+        law = end_law(tuned, GDDIM(eta), Grid.uniform(n))
+        errors.append(float((law.mean - expected.mean).norm() + (law.cov - expected.cov).norm()))
+    assert errors[1] < 0.08 and 1.6 < errors[0] / errors[1] < 2.4
 
 
 @pytest.mark.parametrize("process", [RectifiedFlow(), Cosine(), VP()], ids=lambda p: type(p).__name__)
