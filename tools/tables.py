@@ -9,17 +9,63 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parent.parent
 
 
 def bench() -> str:
-    """The bench table of the README, from ``docs/data/bench.json``."""
-    rows = json.loads((ROOT / "docs/data/bench.json").read_text())["readme"]
-    head = list(rows[0])
-    lines = ["| " + " | ".join(head) + " |", "| " + " | ".join("---" for _ in head) + " |"]
-    lines += ["| " + " | ".join(str(row[h]) for h in head) + " |" for row in rows]
-    return "\n".join(lines)
+    """The bench tables of the README, from ``docs/data/bench*.json``."""
+    rows: list[dict[str, Any]] = []
+    for path in sorted((ROOT / "docs/data").glob("bench*.json")):
+        rows += json.loads(path.read_text())["rows"]
+    problems = list(dict.fromkeys(row["problem"] for row in rows))
+    return "\n\n".join([limits(rows), frontier(rows, problems)])
+
+
+def limits(rows: list[dict[str, Any]]) -> str:
+    """Methods that have a limit: three errors in percent (means over seeds), order of the limit, Richardson."""
+    named = {
+        "to_limit": "end to limit %",
+        "limit_error": "limit to law %",
+        "order": "order",
+        "richardson": "Richardson %",
+        "to_law": "end to law %",
+        "kl": "path KL",
+        "reward": "reward",
+        "calls": "passes",
+        "seconds": "seconds",
+    }
+    body = [
+        [r["problem"], f"`{r['method']}`", str(r["seeds"]), *[cell(name, r[name]) for name in named]]
+        for r in rows
+        if r["to_limit"] is not None
+    ]
+    return markdown(["problem", "method", "seeds", *named.values()], body)
+
+
+def frontier(rows: list[dict[str, Any]], problems: list[str]) -> str:
+    """All methods: share of the best possible gain in reward at the same path KL, in percent, a column a problem."""
+    found = {(r["method"], r["problem"]): r["share"] for r in rows}
+    names = list(dict.fromkeys(r["method"] for r in rows))
+    body = [[f"`{name}`", *[cell("share", found.get((name, p))) for p in problems]] for name in names]
+    return markdown(["share of the best gain at equal KL, %", *problems], body)
+
+
+def cell(name: str, value: float | None) -> str:
+    """A number as it is shown."""
+    if value is None:
+        return "-"
+    if name in ("to_limit", "limit_error", "richardson", "to_law"):
+        return f"{100 * value:.2f}"
+    if name == "share":
+        return f"{100 * value:.1f}"
+    return f"{value:.0f}" if name == "calls" else f"{value:.1f}" if name in ("order", "seconds") else f"{value:.3f}"
+
+
+def markdown(head: list[str], body: list[list[str]]) -> str:
+    """A table."""
+    return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *body])
 
 
 def study(part: str, section: str) -> Callable[[], str]:
