@@ -164,8 +164,17 @@ def _policy_gradient(method: ClippedPG, problem: GaussianProblem) -> Limit | Non
 
 
 def _nft(method: DiffusionNFT, problem: GaussianProblem) -> Limit | None:
+    """The tilted law, where it attracts.
+
+    Near the data ``x_t`` shows the advantage A, and moving the velocity by ``w phi(x_t)`` changes the gradient by
+    ``E[phi phi^T (kappa + A)] w``. For ``phi = (1, A / std A)`` this has the eigenvalues ``kappa +- std A``: with kappa
+    below the spread of the advantages, samples worse than average push harder than the reference pulls, and training
+    leaves the fixed point.
+    """
     scale = advantage_scale(method.advantage)
-    if not problem.linear or scale is None or method.kappa == 0 or not isinstance(method.error, VelocityError):
+    if not problem.linear or scale is None or not isinstance(method.error, VelocityError):
+        return None
+    if method.kappa <= scale * float((problem.reward.b @ problem.law.cov @ problem.reward.b).sqrt()):
         return None
     target = tilt(problem.law, problem.reward, method.kappa / scale)
     return Limit(end_law(target.model(problem.process, problem.prediction), method.sampler, method.grid))
