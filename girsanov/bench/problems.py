@@ -12,6 +12,7 @@ from functools import cached_property
 
 import numpy as np
 import torch
+from scipy.interpolate import PchipInterpolator
 from torch import Tensor
 
 from girsanov.bench.nets import Features, affine_features, bump_features
@@ -89,8 +90,9 @@ class Curve:
     reward: np.ndarray
 
     def best(self, kl: float) -> float:
-        """The best reward at a KL, interpolated in sqrt(KL), where the curve is smooth."""
-        return float(np.interp(np.sqrt(kl), np.sqrt(self.kl), self.reward))
+        """The best reward at a KL within the curve, by monotone cubics in sqrt(KL), where the curve is smooth."""
+        at = min(max(kl, float(self.kl[0])), float(self.kl[-1]))
+        return float(PchipInterpolator(np.sqrt(self.kl), self.reward)(np.sqrt(at)))
 
 
 @dataclass(frozen=True)

@@ -95,7 +95,8 @@ def draw(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     for axes, name in zip(np.atleast_1d(figure.subplots(1, len(names))), names, strict=True):
         curve, mine = PROBLEMS[name].frontier, [r for r in rows if r["problem"] == name]
         edge = 1.15 * max([r["kl"] for r in mine] + [1e-3])
-        axes.plot(curve.kl, curve.reward, color="#c2571a", lw=1.6, label="exact frontier")
+        spread = np.linspace(0, edge, 200) ** 2 / edge
+        axes.plot(spread, [curve.best(float(k)) for k in spread], color="#c2571a", lw=1.6, label="exact frontier")
         for i, r in enumerate(mine):
             marker = "osD^vP*Xd<>h"[i % 12]
             axes.plot(r["kl"], r["reward"], marker, ms=6, color=f"C{i % 10}", alpha=0.85, label=r["method"])
