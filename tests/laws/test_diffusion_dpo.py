@@ -154,7 +154,7 @@ def test_the_optimum_of_the_tilt_weight_is_the_tilted_law() -> None:
     [
         Mutation(diffusion_dpo.DiffusionDPO, "losses", "-0.5 *", "-1.0 *", tilt_optimum),
         Mutation(diffusion_dpo.NoisedPairs, "margin", "- square_distance", "+ square_distance", tilt_optimum),
-        Mutation(weights.TiltWeight, "__call__", "lever**2", "lever", tilt_optimum),
+        Mutation(weights.TiltWeight, "__call__", "* det) ** 2", "* det)", tilt_optimum),
         Mutation(weights.ConstantWeight, "__call__", "self.beta / d", "2 * self.beta / d", constant_optimum),
     ]
 )
@@ -282,3 +282,10 @@ def test_errors_say_what_to_do(make: object, sentence: str) -> None:
     with pytest.raises(GirsanovError) as error:
         make()
     assert str(error.value) == sentence
+
+
+@pytest.mark.parametrize("prediction", ["velocity", "v", "x0"])
+def test_the_tilt_weight_is_finite_at_pure_noise(prediction: str) -> None:
+    """At t = 1 alpha cancels: B = beta / (k s det)^2 with k = 1, and det = 1 (velocity), sigma^2 (v), -sigma (x0)."""
+    b = TiltWeight(beta=1.3, std=0.7)(RectifiedFlow()(1.0), prediction, 4)
+    torch.testing.assert_close(b, torch.tensor(1.3 / 0.7**2, dtype=torch.float64))

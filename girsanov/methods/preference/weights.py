@@ -34,7 +34,7 @@ import torch
 from torch import Tensor
 
 from girsanov.errors import GirsanovError
-from girsanov.predictions import Prediction, affine_map, row
+from girsanov.predictions import Prediction, determinant
 from girsanov.processes import Schedule
 
 
@@ -85,5 +85,5 @@ class TiltWeight(PairWeight):
     def __call__(self, c: Schedule, prediction: Prediction, d: int) -> Tensor:
         """``c_p^2 beta / (k alpha s)^2``, at most ``cap``."""
         k = c.sigma / (c.alpha**2 * self.std**2 + c.sigma**2)
-        lever = affine_map(c, prediction, *row(c, "eps"))[1]
-        return (lever**2 * self.beta / (k * c.alpha * self.std) ** 2).clamp(max=self.cap)
+        det = determinant(c, prediction)  # c_p = alpha / det: alpha cancels, so a velocity has a finite B at alpha = 0
+        return (self.beta / (k * self.std * det) ** 2).clamp(max=self.cap)
