@@ -104,7 +104,8 @@ def draw(path: Path, rows: Sequence[dict[str, Any]]) -> None:
         low, high = float(curve.reward[0]), curve.best(edge)
         axes.set_ylim(low - 0.08 * (high - low), high + 0.08 * (high - low))
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(fontsize=7, frameon=False, loc="lower right", ncols=2)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, fontsize=7.5, frameon=False, loc="outside lower center", ncols=3 * len(names) + 1)
     figure.savefig(path, facecolor="white")
 
 
