@@ -45,7 +45,7 @@ here. ``docs/deployment.md`` holds the measurements.
 import dataclasses
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,9 +57,8 @@ from girsanov.errors import GirsanovError
 from girsanov.grids import Grid
 from girsanov.methods.base import Chunk, Method, State, Turn
 from girsanov.methods.policy_gradient.clipped import ClippedPG
-from girsanov.models import ModelLike
+from girsanov.models import ModelLike, Wrapper
 from girsanov.policy import Policy
-from girsanov.predictions import Prediction
 from girsanov.problems.control import deployment_factor as deployment_factor
 from girsanov.processes import Process
 from girsanov.samplers.base import Sampler
@@ -73,7 +72,7 @@ NOTICEABLE = 0.05
 
 
 @dataclass(frozen=True)
-class Deployed:
+class Deployed(Wrapper):
     """``reference + c (tuned - reference)``, two network passes. With LoRA both run the same base weights.
 
     Attributes:
@@ -94,24 +93,9 @@ class Deployed:
             )
 
     @property
-    def process(self) -> Process:
-        """The process of both models."""
-        return self.tuned.process
-
-    @property
-    def prediction(self) -> Prediction:
-        """The prediction kind of both models."""
-        return self.tuned.prediction
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The data shape of both models."""
-        return self.tuned.shape
-
-    @property
-    def decode(self) -> Callable[[Tensor], Tensor]:
-        """The decoder of the tuned model."""
-        return self.tuned.decode
+    def inner(self) -> ModelLike:
+        """The tuned model."""
+        return self.tuned
 
     def __call__(self, x: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
         """The scaled prediction [B, *D]."""

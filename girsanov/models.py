@@ -7,6 +7,7 @@ affine with the same part in x, so guiding commutes with converting and any samp
 Reference: Ho & Salimans 2022, arXiv:2207.12598 (classifier-free guidance).
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -89,8 +90,41 @@ class Model:
         return p
 
 
+class Wrapper(ABC):
+    """A model made of others of the same process, prediction kind and shape; only the prediction is its own."""
+
+    @property
+    @abstractmethod
+    def inner(self) -> ModelLike:
+        """The model whose facts are those of the whole."""
+
+    @property
+    def process(self) -> Process:
+        """The process of the wrapped model."""
+        return self.inner.process
+
+    @property
+    def prediction(self) -> Prediction:
+        """The prediction kind of the wrapped model."""
+        return self.inner.prediction
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The data shape of the wrapped model."""
+        return self.inner.shape
+
+    @property
+    def decode(self) -> Callable[[Tensor], Tensor]:
+        """The decoder of the wrapped model."""
+        return self.inner.decode
+
+    @abstractmethod
+    def __call__(self, x: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
+        """The prediction [B, *D]."""
+
+
 @dataclass(frozen=True)
-class Guided:
+class Guided(Wrapper):
     """Classifier-free guidance: ``p_null + scale (p_cond - p_null)``, two network passes in one batch.
 
     ``cond.null`` holds the conditions of the negative branch. ``scale = 1`` is the conditional model.
@@ -100,40 +134,23 @@ class Guided:
     scale: float
 
     @property
-    def process(self) -> Process:
-        """The process of the wrapped model."""
-        return self.model.process
-
-    @property
-    def prediction(self) -> Prediction:
-        """The prediction kind of the wrapped model."""
-        return self.model.prediction
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The data shape of the wrapped model."""
-        return self.model.shape
-
-    @property
-    def decode(self) -> Callable[[Tensor], Tensor]:
-        """The decoder of the wrapped model."""
-        return self.model.decode
+    def inner(self) -> Model:
+        """The unguided model."""
+        return self.model
 
     def __call__(self, x: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
         """The guided prediction [B, *D]."""
         if cond is None or cond.null is None:
             raise GirsanovError("guidance needs conditions with a null branch: give Cond(..., null=...)")
-        names = cond.null.tables.keys()
-        tables = {k: torch.cat([cond.tables[k], cond.null.tables[k]]) for k in names}
-        rows = len(next(iter(cond.tables.values())))
-        both = Cond(tables, torch.cat([cond.index, cond.null.index + rows]))
+        tables, null = cond.with_null_rows()
+        both = Cond(tables, torch.cat([cond.index, null]))
         times = t if t.ndim == 0 else torch.cat([t, t])
         p_cond, p_null = self.model(torch.cat([x, x]), times, both).chunk(2)
         return torch.lerp(p_null, p_cond, self.scale)
 
 
 @dataclass(frozen=True)
-class Gated:
+class Gated(Wrapper):
     """One model at times up to ``until``, another above: a control that acts near the data only.
 
     Both models have the same process, prediction and shape; times are grid steps (shape []).
@@ -144,24 +161,9 @@ class Gated:
     until: float
 
     @property
-    def process(self) -> Process:
-        """The process of both models."""
-        return self.model.process
-
-    @property
-    def prediction(self) -> Prediction:
-        """The prediction kind of both models."""
-        return self.model.prediction
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The data shape of both models."""
-        return self.model.shape
-
-    @property
-    def decode(self) -> Callable[[Tensor], Tensor]:
-        """The decoder of both models."""
-        return self.model.decode
+    def inner(self) -> "Model | Guided":
+        """The model near the data."""
+        return self.model
 
     def __call__(self, x: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
         """The prediction [B, *D] of the model in charge at t."""

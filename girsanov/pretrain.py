@@ -177,10 +177,8 @@ def draw(data: Dataset, batch: int, dropout: float, random: torch.Generator) -> 
     if not dropout or cond.null is None:
         return data.x0[index], cond
     dropped = (torch.rand(batch, generator=random) < dropout).to(cond.index.device)
-    names = cond.null.tables.keys()
-    tables = {k: torch.cat([cond.tables[k], cond.null.tables[k]]) for k in names}
-    rows = len(next(iter(cond.tables.values())))
-    return data.x0[index], Cond(tables, torch.where(dropped, cond.null.index + rows, cond.index))
+    tables, null = cond.with_null_rows()
+    return data.x0[index], Cond(tables, torch.where(dropped, null, cond.index))
 
 
 def _loss(model: Model, x0: Tensor, cond: Cond | None, data_std: float, random: torch.Generator) -> Tensor:

@@ -46,6 +46,13 @@ class Cond:
         """The conditions of the chosen samples; the tables are shared, not copied."""
         return Cond(self.tables, self.index[index], None if self.null is None else self.null.take(index))
 
+    def with_null_rows(self) -> tuple[dict[str, Tensor], Tensor]:
+        """Tables that hold the rows of both branches, and where in them the null row of each sample is, int64 [B]."""
+        if self.null is None:
+            raise GirsanovError("these conditions have no null branch: give Cond(..., null=...)")
+        tables = {k: torch.cat([self.tables[k], v]) for k, v in self.null.tables.items()}
+        return tables, self.null.index + len(next(iter(self.tables.values())))
+
     def to(self, device: torch.device | str) -> "Cond":
         """The same conditions on a device."""
         tables = {k: v.to(device) for k, v in self.tables.items()}
