@@ -91,6 +91,7 @@ def parser() -> argparse.ArgumentParser:
     compare = add("compare", "put runs side by side, as a table and a page")
     compare.add_argument("runs", nargs="+", metavar="RUN", help="folders of runs, or of runs repeated with --seeds")
     compare.add_argument("--out", metavar="FILE", default="comparison.html", help="the page (default comparison.html)")
+    compare.add_argument("--json", metavar="FILE", help="write the numbers there as well")
 
     show = add("list", "list recipes, methods, samplers, rewards, and the runs in a folder")
     show.add_argument("folder", nargs="?", default="runs", metavar="DIR", help="where runs are (default runs)")

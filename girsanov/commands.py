@@ -168,7 +168,8 @@ def compare_command(chosen: argparse.Namespace, command: str) -> int:
     """``girsanov compare``."""
     from girsanov.report import write_comparison
 
-    print(write_comparison([Path(p) for p in chosen.runs], Path(chosen.out)))
+    json_path = Path(chosen.json) if chosen.json else None
+    print(write_comparison([Path(p) for p in chosen.runs], Path(chosen.out), json_path))
     print(f"page: {chosen.out}")
     return 0
 

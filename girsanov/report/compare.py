@@ -1,10 +1,12 @@
-"""Runs side by side: a table for the terminal and a page."""
+"""Runs side by side: a table for the terminal, a page, and JSON."""
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
+from typing import Any
 
 from markupsafe import Markup
 from scipy.special import stdtrit
@@ -57,8 +59,12 @@ def read_entry(path: Path) -> Entry:
     return Entry(path.name, [RunData.read(f) for f in folders], pictures(folders[0]))
 
 
-def write_comparison(paths: Sequence[Path], out: Path) -> str:
-    """Writes the page; returns the table as text. Raises GirsanovError on a folder that is no run."""
+def write_comparison(paths: Sequence[Path], out: Path, json_path: Path | None = None) -> str:
+    """Writes the page, and the numbers as JSON if asked; returns the table as text.
+
+    Raises:
+        GirsanovError: a folder that is no run.
+    """
     entries = [read_entry(p) for p in paths]
     metrics = {m.key: m for e in entries for m in e.runs[0].metrics}
     page = render(
@@ -70,7 +76,35 @@ def write_comparison(paths: Sequence[Path], out: Path) -> str:
         styles=STYLES,
     )
     write_text(out, page)
+    if json_path is not None:
+        write_text(json_path, json.dumps({"runs": [record(e) for e in entries]}, indent=1) + "\n")
     return table(entries, list(metrics.values()))
+
+
+def record(entry: Entry) -> dict[str, Any]:
+    """A run's numbers: values of each metric by seed, before and after, and both as text with their intervals."""
+    first = entry.runs[0]
+    metrics = {
+        m.key: {
+            "label": m.label,
+            "before": entry.values(m.key, "before"),
+            "after": entry.values(m.key),
+            "before_text": entry.text(m.key, "before"),
+            "after_text": entry.text(m.key),
+        }
+        for m in first.metrics
+    }
+    return {
+        "name": entry.name,
+        "recipe": first.facts.get("recipe"),
+        "method": first.method,
+        "config": first.config,
+        "seeds": [run.about.get("seed") for run in entry.runs],
+        "iterations": first.done,
+        "seconds": round(mean(sum(run.phases().values()) for run in entry.runs), 1),
+        "alarms": [a["alarm"] for run in entry.runs for a in run.alarms],
+        "metrics": metrics,
+    }
 
 
 def table(entries: Sequence[Entry], metrics: Sequence[Shown]) -> str:

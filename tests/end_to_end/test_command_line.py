@@ -190,11 +190,17 @@ def test_repeated_runs_go_on_where_they_stopped(tmp_path: Path, capsys: pytest.C
 
 def test_comparing_runs(tuned: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     out = tmp_path / "compare.html"
-    code, text, _ = said(capsys, "compare", str(tuned), str(tuned), "--out", str(out))
+    numbers = tmp_path / "compare.json"
+    code, text, _ = said(capsys, "compare", str(tuned), str(tuned), "--out", str(out), "--json", str(numbers))
     rows = text.splitlines()
     assert code == 0 and rows[0].startswith("run") and rows[1].startswith("tuned  ode-am") and rows[1] == rows[2]
     html, links = page(out)
     assert "2 runs side by side" in html and len(links.found) == 3
+    first, second = json.loads(numbers.read_text())["runs"]
+    last = RunFolder.open(tuned).records("evaluation")[-1]
+    assert first == second and (first["method"], first["iterations"]) == ("ode-am", 6)
+    assert first["metrics"]["reward"]["after"] == [last["reward"]]
+    assert first["metrics"]["reward"]["after_text"] in rows[1]
 
 
 def test_listing(tuned: Path, capsys: pytest.CaptureFixture) -> None:
