@@ -1,10 +1,10 @@
 """Continuous-time control: SDE environments with known solutions, and what solves them."""
 
+from girsanov.control.affine import AffinePolicy as AffinePolicy
+from girsanov.control.affine import Occupation as Occupation
 from girsanov.control.environments import ENVIRONMENTS as ENVIRONMENTS
 from girsanov.control.environments import LQ as LQ
 from girsanov.control.environments import Environment as Environment
-from girsanov.control.linear_quadratic import AffinePolicy as AffinePolicy
 from girsanov.control.linear_quadratic import LinearQuadratic as LinearQuadratic
 from girsanov.control.linear_quadratic import LQSolution as LQSolution
-from girsanov.control.linear_quadratic import Occupation as Occupation
 from girsanov.control.solution import Solution as Solution

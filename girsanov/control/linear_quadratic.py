@@ -34,55 +34,12 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from girsanov.control.affine import AffinePolicy, Occupation, form, homogeneous, positive, symmetric
 from girsanov.control.solution import Solution
 from girsanov.errors import GirsanovError
 
 TOLERANCE = 1e-13
 """Relative change of the policy at which policy iteration has converged."""
-
-
-@dataclass(frozen=True, eq=False)
-class AffinePolicy:
-    """``a ~ N(slope x + offset, covariance)``; float64.
-
-    Attributes:
-        slope: [m, n].
-        offset: [m].
-        covariance: [m, m], positive definite.
-    """
-
-    slope: Tensor
-    offset: Tensor
-    covariance: Tensor
-
-    @staticmethod
-    def scalar(slope: float, offset: float, variance: float) -> "AffinePolicy":
-        """The policy of one state and one action."""
-        return AffinePolicy(*(torch.tensor(v, dtype=torch.float64) for v in ([[slope]], [offset], [[variance]])))
-
-    def mean(self, x: Tensor) -> Tensor:
-        """``slope x + offset``, [B, m], in the dtype of x [B, n]."""
-        return x @ self.slope.to(x).T + self.offset.to(x)
-
-
-@dataclass(frozen=True, eq=False)
-class Occupation:
-    """Moments of the discounted occupation measure ``d(dx) = int e^(-beta t) P(X_t in dx) dt``, of mass 1 / beta.
-
-    Attributes:
-        L0: mass, [].
-        L1: ``int x d(dx)``, [n].
-        L2: ``int x x' d(dx)``, [n, n].
-    """
-
-    L0: Tensor
-    L1: Tensor
-    L2: Tensor
-
-    @property
-    def matrix(self) -> Tensor:
-        """``[[L2, L1], [L1', L0]]``, [n + 1, n + 1]."""
-        return torch.cat([torch.cat([self.L2, self.L1[:, None]], 1), torch.cat([self.L1, self.L0[None]])[None]])
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,7 +135,7 @@ class LinearQuadratic:
                 f"a policy of slope, offset and covariance of shapes {shapes} does not fit a problem with {n} states "
                 f"and {m} actions: it needs {[(m, n), (m,), (m, m)]}"
             )
-        if not _positive(policy.covariance):
+        if not positive(policy.covariance):
             raise GirsanovError("the covariance of the policy must be symmetric and positive definite")
         growth = self.growth(policy)
         if not growth < 0:
@@ -197,13 +154,13 @@ class LinearQuadratic:
         """The policy ``exp(q / gamma)``. Raises GirsanovError where q has no maximum in a."""
         Q, n = self.q_matrix(V), self.n
         cost = -Q[n + 1 :, n + 1 :]
-        if not _positive(cost):
+        if not positive(cost):
             raise GirsanovError(
                 "the optimal value does not exist: N - sum_j D_j' K D_j, the cost of the action less what its noise "
-                "gains, with K the curvature of the value, must be positive definite: raise N"
+                "gains, with K the curvature of the value, must be positive definite: raise N or M"
             )
         rows = torch.linalg.solve(cost, Q[n + 1 :, : n + 1])
-        return AffinePolicy(rows[:, :n], rows[:, n], self.entropy * _symmetric(torch.linalg.inv(cost)))
+        return AffinePolicy(rows[:, :n], rows[:, n], self.entropy * symmetric(torch.linalg.inv(cost)))
 
     def optimum(self) -> "LQSolution":
         """The best policy and its value. Raises GirsanovError where there is none."""
@@ -261,15 +218,15 @@ class LQSolution(Solution):
 
     def value(self, x: Tensor) -> Tensor:
         """V(x), [B]."""
-        return _form(self.V, _homogeneous(x)).to(x)
+        return form(self.V, homogeneous(x)).to(x)
 
     def gradient(self, x: Tensor) -> Tensor:
         """grad V(x), [B, n]."""
-        return (_homogeneous(x) @ self.V.to(x.device))[:, : self.problem.n].to(x)
+        return (homogeneous(x) @ self.V.to(x.device))[:, : self.problem.n].to(x)
 
     def q(self, x: Tensor, a: Tensor) -> Tensor:
         """q(x, a), [B], of the policy ``affine``."""
-        return _form(self.Q, torch.cat([_homogeneous(x), a.double()], 1)).to(x)
+        return form(self.Q, torch.cat([homogeneous(x), a.double()], 1)).to(x)
 
     def policy(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean [B, m] and covariance [B, m, m]."""
@@ -299,20 +256,3 @@ class LQSolution(Solution):
         rows = (self.Q @ self.problem.lift(self.affine) @ Y)[n + 1 :]
         spread = self.Q[n + 1 :, n + 1 :] + self.problem.entropy * torch.linalg.inv(self.affine.covariance)
         return AffinePolicy(rows[:, :n], rows[:, n], spread * Y[n, n] / 2)
-
-
-def _symmetric(matrix: Tensor) -> Tensor:
-    return (matrix + matrix.transpose(-1, -2)) / 2
-
-
-def _positive(matrix: Tensor) -> bool:
-    close = torch.allclose(matrix, matrix.T, rtol=1e-9, atol=1e-12)
-    return close and bool(torch.linalg.eigvalsh(_symmetric(matrix)).min() > 0)
-
-
-def _homogeneous(x: Tensor) -> Tensor:
-    return torch.cat([x.double(), torch.ones_like(x[:, :1], dtype=torch.float64)], 1)
-
-
-def _form(matrix: Tensor, z: Tensor) -> Tensor:
-    return ((z @ matrix.to(z.device)) * z).sum(1) / 2

@@ -26,18 +26,29 @@ class Environment(ABC):
     kept, so a batch may be of any size, dtype and device.
 
     Attributes:
-        state_dim, action_dim, noise_dim: n, m and k.
         dt: length of a step (time).
         discount: beta (1 / time).
         entropy: gamma (reward per unit time and nat).
     """
 
-    state_dim: int
-    action_dim: int
-    noise_dim: int
     dt: float
     discount: float
     entropy: float
+
+    @property
+    @abstractmethod
+    def state_dim(self) -> int:
+        """n."""
+
+    @property
+    @abstractmethod
+    def action_dim(self) -> int:
+        """m."""
+
+    @property
+    @abstractmethod
+    def noise_dim(self) -> int:
+        """k."""
 
     @abstractmethod
     def drift(self, x: Tensor, a: Tensor) -> Tensor:
@@ -81,18 +92,9 @@ class Environment(ABC):
             raise GirsanovError(f"{len(x)} states and {len(a)} actions: give one action for each state")
 
 
-def check_numbers(owner: str, **values: float) -> None:
-    """Raises GirsanovError unless all numbers are finite."""
-    for name, value in values.items():
-        if not math.isfinite(value):
-            raise GirsanovError(f"{name} of {owner} must be a finite number, not {value}")
-
-
-def check_positive(owner: str, **values: float) -> None:
-    """Raises GirsanovError unless all numbers are finite and above 0."""
-    for name, value in values.items():
-        if not (math.isfinite(value) and value > 0):
-            raise GirsanovError(f"{name} of {owner} must be above 0, not {value}")
+def annuity(discount: float, dt: float) -> float:
+    """What 1 per unit time for ever is worth: ``dt / (1 - exp(-discount dt))`` in steps, 1 / discount at dt = 0."""
+    return dt / -math.expm1(-discount * dt) if dt else 1 / discount
 
 
 def normal(n: int, size: int, generator: torch.Generator | None, dtype: torch.dtype) -> Tensor:

@@ -15,19 +15,19 @@ Reference: Wang, Zariphopoulou & Zhou 2020, arXiv:1812.01552, section 4.
 """
 
 import math
-from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from girsanov.control.environments.base import Environment, check_numbers, check_positive, normal
-from girsanov.control.linear_quadratic import LinearQuadratic, LQSolution
+from girsanov.control.environments.base import normal
+from girsanov.control.environments.linear import LinearEnvironment
+from girsanov.control.linear_quadratic import LinearQuadratic
+from girsanov.settings import Finite, NonNegative, Positive, settings
 
 
-@dataclass(frozen=True, kw_only=True)
-class LQ(Environment):
-    """One state, one action.
+@settings
+class LQ(LinearEnvironment):
+    """One state, one action, one noise.
 
     Attributes:
         A, B, C, D: drift and noise.
@@ -38,27 +38,24 @@ class LQ(Environment):
     Raises GirsanovError where the optimal value does not exist, with the condition that is violated.
     """
 
-    A: float = -1.0
-    B: float = 0.5
-    C: float = 0.1
-    D: float = 1.0
-    M: float = 2.0
-    N: float = 2.0
-    R: float = 1.0
-    P: float = 1.0
-    Q: float = 2.0
-    discount: float = 1.0
-    entropy: float = 0.1
-    dt: float = 0.05
-    start_mean: float = 0.0
-    start_std: float = 1.0
+    A: Finite = -1.0
+    B: Finite = 0.5
+    C: Finite = 0.1
+    D: Finite = 1.0
+    M: Finite = 2.0
+    N: Finite = 2.0
+    R: Finite = 1.0
+    P: Finite = 1.0
+    Q: Finite = 2.0
+    discount: Positive = 1.0
+    entropy: Positive = 0.1
+    dt: Positive = 0.05
+    start_mean: Finite = 0.0
+    start_std: NonNegative = 1.0
 
-    state_dim = action_dim = noise_dim = 1
-
-    def __post_init__(self) -> None:
-        check_numbers("lq", **vars(self))
-        check_positive("lq", dt=self.dt, discount=self.discount, entropy=self.entropy)
-        self._optimum  # noqa: B018 (raises where there is none)
+    state_dim = 1
+    action_dim = 1
+    noise_dim = 1
 
     def drift(self, x: Tensor, a: Tensor) -> Tensor:
         """A x + B a, [B, 1]."""
@@ -70,20 +67,24 @@ class LQ(Environment):
 
     def reward(self, x: Tensor, a: Tensor) -> Tensor:
         """r(x, a), [B]."""
-        return -(x * (self.M / 2 * x + self.R * a + self.P) + a * (self.N / 2 * a + self.Q))[:, 0]
+        on_x = torch.add(torch.mul(x, self.M / 2), a, alpha=self.R).add_(self.P)
+        on_a = torch.mul(a, self.N / 2).add_(self.Q)
+        return torch.addcmul(on_x.mul_(x), on_a, a).neg_()[:, 0]
 
     def start(self, n: int, generator: torch.Generator | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
         """Normal states, [n, 1]."""
         return self.start_mean + self.start_std * normal(n, 1, generator, dtype)
 
     def step(self, x: Tensor, a: Tensor, noise: Tensor) -> Tensor:
-        """The Euler-Maruyama step, [B, 1]."""
-        shock = (math.sqrt(self.dt) * (self.C * x + self.D * a)) * noise
-        return (1 + self.dt * self.A) * x + (self.dt * self.B) * a + shock
+        """The Euler-Maruyama step, [B, 1], in five passes over the batch."""
+        root = math.sqrt(self.dt)
+        spread = torch.add(torch.mul(x, root * self.C), a, alpha=root * self.D)
+        mean = torch.add(torch.mul(x, 1 + self.dt * self.A), a, alpha=self.dt * self.B)
+        return torch.addcmul(mean, spread, noise)
 
-    @cached_property
+    @property
     def problem(self) -> LinearQuadratic:
-        """The problem in homogeneous coordinates, continuous time."""
+        """The problem in homogeneous coordinates, in continuous time."""
         reward = [[self.M, self.P, self.R], [self.P, 0.0, self.Q], [self.R, self.Q, self.N]]
         second = self.start_mean**2 + self.start_std**2
         return LinearQuadratic(
@@ -94,15 +95,3 @@ class LQ(Environment):
             entropy=self.entropy,
             start=torch.tensor([[second, self.start_mean], [self.start_mean, 1.0]], dtype=torch.float64),
         )
-
-    @cached_property
-    def _optimum(self) -> LQSolution:
-        return self.problem.optimum()
-
-    def solution(self) -> LQSolution:
-        """The optimum in continuous time; ``.evaluate(policy)`` for any affine policy."""
-        return self._optimum
-
-    def chain(self) -> LQSolution:
-        """The optimum of the Euler-Maruyama chain."""
-        return self.problem.at(self.dt).optimum()
