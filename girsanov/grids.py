@@ -6,6 +6,7 @@ shifted     ``u -> a u / (1 + (a - 1) u)`` of a uniform grid: more steps at the 
 karras      ``rho_k^(1/p)`` linear in k between the noise-to-signal ratios of the ends (EDM)
 trailing    table indices ``round(N - k N/n) - 1``: starts at the last training step
 leading     table indices ``k N//n + offset`` read backwards: the spacing Stable Diffusion was released with
+pipeline    the times that a pretrained pipeline's own scheduler takes, its shift and spacing included
 ==========  ===================================================================================================
 
 References: Esser et al. 2024, arXiv:2403.03206, section 5.3.2 (shift); Karras et al. 2022, arXiv:2206.00364, Eq. 5;
@@ -13,6 +14,7 @@ Lin et al. 2023, arXiv:2305.08891, Table 2 (leading, trailing).
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -132,11 +134,24 @@ def default_grid(model: ModelLike, n: int) -> Grid:
     return Grid.uniform(n, start=0.999 if is_singular(model.process(1.0), model.prediction) else 1.0)
 
 
+@dataclass(frozen=True)
+class PipelineTimes:
+    """The grids of a pretrained pipeline: ``times(n)`` is the one of n steps."""
+
+    times: Callable[[int], Grid]
+
+
+def pipeline(n: int, source: PipelineTimes) -> Grid:
+    """The n steps that a pretrained pipeline's own scheduler takes."""
+    return source.times(_steps(n))
+
+
 GRIDS: dict[str, Callable[..., Grid]] = {
     "uniform": Grid.uniform,
     "shifted": Grid.shifted,
     "karras": Grid.karras,
     "trailing": Grid.trailing,
     "leading": Grid.leading,
+    "pipeline": pipeline,
 }
-"""Every grid by name; "karras", "trailing" and "leading" also need the process."""
+"""Every grid by name; "karras", "trailing" and "leading" also need the process, "pipeline" a pipeline."""

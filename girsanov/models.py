@@ -29,6 +29,11 @@ def identity(x: Tensor) -> Tensor:
     return x
 
 
+def extrapolated(p_cond: Tensor, p_null: Tensor, scale: float) -> Tensor:
+    """``p_null + scale (p_cond - p_null)``, [B, *D]."""
+    return torch.lerp(p_null, p_cond, scale)
+
+
 class ModelLike(Protocol):
     """What a sampler needs: a callable that knows its process and its kind of prediction."""
 
@@ -55,6 +60,8 @@ class Model:
         decode: sample space to what the reward sees (the decoder of a latent model).
         time: process time in [0, 1] to what the net receives.
         autocast: dtype of the network's arithmetic, or None for that of x; the result is cast back to x's.
+        guide: ``guide(p_cond, p_null, scale)``: how guidance combines two predictions (some models were released with
+            a rule of their own).
     """
 
     net: Network
@@ -64,6 +71,7 @@ class Model:
     decode: Callable[[Tensor], Tensor] = identity
     time: Callable[[Tensor], Tensor] = identity
     autocast: torch.dtype | None = None
+    guide: Callable[[Tensor, Tensor, float], Tensor] = extrapolated
 
     def __call__(self, x: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
         """The raw prediction [B, *D] at states x [B, *D] and times t ([] or [B])."""
@@ -71,17 +79,18 @@ class Model:
             raise GirsanovError(f"the model works on samples of shape {list(self.shape)}, got {list(x.shape[1:])}")
         if cond is not None and len(cond) != len(x):
             raise GirsanovError(f"{len(cond)} conditions for {len(x)} samples: use Cond.take to match them")
-        if t.ndim == 0:
-            times = torch.full((len(x),), float(t), device=x.device, dtype=x.dtype)
-        elif len(t) == len(x):
-            times = t.to(x)
-        else:
+        if t.ndim > 0 and len(t) != len(x):
             raise GirsanovError(f"{len(t)} times for {len(x)} samples: give one time, or one per sample")
+        # The clock runs before the cast to x's dtype: 1000 t - 1 of a float32 t is off by 6e-5.
+        times = self.time(t.reshape(-1))
+        if t.ndim == 0 and times.device.type == "cpu":  # a fill does not wait for the accelerator, a copy does
+            times = torch.full((len(x),), float(times), device=x.device, dtype=x.dtype)
+        times = times.to(x).expand(len(x))
         if self.autocast is None:
-            p = self.net(x, self.time(times), cond)
+            p = self.net(x, times, cond)
         else:
             with torch.autocast(x.device.type, dtype=self.autocast):
-                p = self.net(x, self.time(times), cond).to(x.dtype)
+                p = self.net(x, times, cond).to(x.dtype)
         if p.shape != x.shape or p.dtype != x.dtype:
             raise GirsanovError(
                 f"the network returned {list(p.shape)} {p.dtype} for a state of {list(x.shape)} {x.dtype}: it must "
@@ -146,7 +155,7 @@ class Guided(Wrapper):
         both = Cond(tables, torch.cat([cond.index, null]))
         times = t if t.ndim == 0 else torch.cat([t, t])
         p_cond, p_null = self.model(torch.cat([x, x]), times, both).chunk(2)
-        return torch.lerp(p_null, p_cond, self.scale)
+        return self.model.guide(p_cond, p_null, self.scale)
 
 
 @dataclass(frozen=True)

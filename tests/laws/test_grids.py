@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from girsanov.errors import GirsanovError
-from girsanov.grids import GRIDS, Grid, default_grid
+from girsanov.grids import GRIDS, Grid, PipelineTimes, default_grid
 from girsanov.processes import VE, VP, Cosine, RectifiedFlow, VPTable
 from tests.laws.cases import EVERY_PROCESS, F64, KINDS, SOLID
 
@@ -19,7 +19,7 @@ def indices(grid: Grid) -> list[int]:
 @pytest.mark.parametrize("n", [1, 2, 7, 50])
 @pytest.mark.parametrize("name", GRIDS)
 def test_every_grid_falls_from_noise_to_data(name: str, n: int) -> None:
-    needs = {"karras": (VE(80.0),), "trailing": (TABLE,), "leading": (TABLE,)}.get(name, ())
+    needs = {"karras": (VE(80.0),), "trailing": (TABLE,), "leading": (TABLE,), "pipeline": (PipelineTimes(Grid.uniform),)}.get(name, ())
     if name == "karras" and n == 1:
         return  # checked below: one step goes from the start to the end
     grid = GRIDS[name](n, *needs)

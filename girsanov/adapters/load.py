@@ -1,0 +1,110 @@
+"""From a folder or a name to an adapter: the family is picked by the class that ``model_index.json`` names."""
+
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from girsanov.adapters.base import Adapter, PipelineConfig
+from girsanov.errors import GirsanovError
+
+FAMILIES: dict[str, str] = {
+    "StableDiffusionPipeline": "girsanov.adapters.stable_diffusion:StableDiffusion",
+}
+"""Pipeline class -> adapter, as ``module:Class``, imported when a pipeline of it is loaded."""
+
+INDEX = "model_index.json"
+
+
+def load_pipeline(
+    name: str | Path, config: PipelineConfig | None = None, *, dtype: torch.dtype = torch.float32
+) -> Adapter:
+    """The adapter of a pipeline in a folder, or of a name on the Hugging Face hub.
+
+    Args:
+        name: what ``DiffusionPipeline.from_pretrained`` takes; or a published SiT checkpoint (``.pt``), with the folder
+            of its autoencoder after a comma.
+        config: size and the like.
+        dtype: of the weights; steps are in float32 whatever it is.
+
+    Raises:
+        GirsanovError: no diffusers, no pipeline at that place, an unknown family, a setting that the family lacks.
+    """
+    if str(name).partition(",")[0].endswith((".pt", ".pth")):
+        from girsanov.adapters.sit import load_sit
+
+        return load_sit(str(name), config, dtype=dtype)
+    kind = pipeline_class(str(name))
+    if kind not in FAMILIES:
+        raise GirsanovError(
+            f"{name} is a {kind}, a family that is not known here: there are {', '.join(FAMILIES)}; to add one, see "
+            "docs/models.md"
+        )
+    module, _, cls = FAMILIES[kind].partition(":")
+    family: type[Adapter] = getattr(importlib.import_module(module), cls)
+    return family(open_pipeline(kind, str(name), dtype), config)
+
+
+def diffusers() -> Any:
+    """The package. Raises GirsanovError where it is missing or cannot be imported."""
+    try:
+        return importlib.import_module("diffusers")
+    except ImportError:
+        raise GirsanovError(
+            "pretrained pipelines need the package diffusers: pip install 'girsanov[diffusers]'"
+        ) from None
+
+
+def pipeline_class(name: str) -> str:
+    """The class of a pipeline, from its ``model_index.json``, on disk or on the hub."""
+    path = Path(name).expanduser()
+    if path.exists():
+        if not (path / INDEX).is_file():
+            raise GirsanovError(f"{name} is no pipeline, it has no {INDEX}: give the folder that holds one")
+        file = path / INDEX
+    else:
+        file = from_hub(name)
+    try:
+        return str(json.loads(file.read_text(encoding="utf-8"))["_class_name"])
+    except (ValueError, KeyError, TypeError):
+        raise GirsanovError(f"{name} is no pipeline, its {INDEX} names no class: download it again") from None
+
+
+def from_hub(name: str) -> Path:
+    """``model_index.json`` of a repository on the hub, from its cache where it is there."""
+    diffusers()
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import GatedRepoError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import RepositoryNotFoundError as NotFound
+
+    try:
+        return Path(hf_hub_download(name, INDEX))
+    except GatedRepoError:
+        raise GirsanovError(
+            f"{name} asks for its terms to be accepted: do so on its page, then log in with `hf auth login`"
+        ) from None
+    except (NotFound, HFValidationError):
+        raise GirsanovError(
+            f"there is no folder {name}, and no pipeline of that name on the hub: give a folder, or OWNER/NAME (with "
+            "`hf auth login` where it is private)"
+        ) from None
+    except (LocalEntryNotFoundError, OSError):
+        raise GirsanovError(
+            f"there is no folder {name}, and the hub cannot be reached to look for that name: give a folder, or "
+            "download it where there is a network"
+        ) from None
+
+
+def open_pipeline(kind: str, name: str, dtype: torch.dtype) -> Any:
+    """The pipeline with its weights in a dtype; nothing is watermarked or checked for safety here."""
+    package = diffusers()
+    if not hasattr(package, kind):
+        raise GirsanovError(f"diffusers {package.__version__} has no {kind}: upgrade it")
+    quiet = {"safety_checker": None, "requires_safety_checker": False} if kind == "StableDiffusionPipeline" else {}
+    try:
+        return getattr(package, kind).from_pretrained(name, dtype=dtype, **quiet)
+    except (OSError, ValueError, RuntimeError) as error:
+        what = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise GirsanovError(f"{name} cannot be loaded as a {kind} ({what}): download it again") from error

@@ -1,0 +1,149 @@
+"""Every family's adapter against its own pipeline in diffusers: one prediction, ten guided steps, the decoded result.
+
+The pipelines are tiny (``tests/pipelines.py``). Batch 2, a negative prompt, guidance, a picture that is not square;
+start noise from seed 0. A prediction agrees to 1e-6 of its norm, ten steps and the decoded result to 1e-4 of theirs.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from girsanov.adapters.base import Adapter, PipelineConfig
+from girsanov.adapters.load import load_pipeline
+from girsanov.adapters.text import PromptEncoder
+from girsanov.models import Guided, Model
+from girsanov.rollout import rollout
+from girsanov.types import Cond
+from tests.pipelines import LINES, folder_of
+
+pytest.importorskip("diffusers")
+
+STEPS, SCALE = 10, 3.5
+TEXTS, NEGATIVE = LINES[:2], LINES[4]
+
+
+@dataclass
+class Case:
+    """How a family's pipeline is called.
+
+    Attributes:
+        config: what the adapter is asked for.
+        schedulers: classes that the pipeline is run with besides its own.
+        call: further arguments of the pipeline.
+        guidance: the name of its guidance scale.
+        layout: the network's or the pipeline's tensors as states [B, *D].
+        start: states as the pipeline takes them.
+    """
+
+    config: PipelineConfig = field(default_factory=lambda: PipelineConfig(height=16, width=24))
+    schedulers: tuple[str, ...] = ()
+    call: dict[str, Any] = field(default_factory=dict)
+    guidance: str = "guidance_scale"
+    layout: Callable[[Tensor, Adapter], Tensor] = lambda x, adapter: x
+    start: Callable[[Tensor], Tensor] = lambda x: x
+    negative: bool = True
+
+
+TABLE = ("DDIMScheduler", "EulerDiscreteScheduler", "DPMSolverMultistepScheduler")
+CASES: dict[str, Case] = {
+    "sd15": Case(schedulers=TABLE),
+}
+
+
+class Pair:
+    """A pipeline, its adapter, and the conditions of the two texts."""
+
+    def __init__(self, name: str, root: Any, scheduler: str | None) -> None:
+        import diffusers
+
+        self.case = CASES[name]
+        self.adapter = load_pipeline(folder_of(name, root), self.case.config)
+        self.pipe = self.adapter.pipe
+        self.pipe.set_progress_bar_config(disable=True)
+        if scheduler is not None:
+            self.pipe.scheduler = getattr(diffusers, scheduler).from_config(self.pipe.scheduler.config)
+        self.model: Model = self.adapter.model()
+        self.cond = conditions(self.adapter)
+        self.start = torch.randn(2, *self.model.shape, generator=torch.Generator().manual_seed(0))
+
+    def run(self, steps: int, **more: Any) -> Tensor:
+        """What the pipeline makes of the start."""
+        negative = {"negative_prompt": [NEGATIVE] * 2} if self.case.negative else {}
+        size = {k: getattr(self.case.config, k) for k in ("height", "width") if getattr(self.case.config, k)}
+        return self.pipe(
+            prompt=TEXTS,
+            **negative,
+            **size,
+            **{self.case.guidance: SCALE},
+            latents=self.case.start(self.start),
+            num_inference_steps=steps,
+            return_dict=False,
+            **{"output_type": "latent", **self.case.call, **more},
+        )[0]
+
+
+def conditions(adapter: Adapter) -> Cond:
+    """The two texts and the negative prompt."""
+    encode = PromptEncoder(adapter)
+    encode.prepare([NEGATIVE], negative=True)
+    index = torch.arange(2)
+    return Cond(encode(TEXTS), index, Cond(encode.negative([NEGATIVE]), torch.zeros_like(index)))
+
+
+def close(a: Tensor, b: Tensor, tolerance: float) -> None:
+    assert a.shape == b.shape
+    assert float((a - b).norm() / b.norm()) < tolerance
+
+
+@pytest.fixture(scope="session")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return tmp_path_factory.mktemp("pipelines")
+
+
+EVERY = [(name, s) for name, case in CASES.items() for s in (None, *case.schedulers)]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_prediction_is_that_of_the_pipeline(name: str, root: Any) -> None:
+    pair = Pair(name, root, None)
+    seen: list[Tensor] = []
+    hook = pair.adapter.network.register_forward_hook(
+        lambda module, args, out: seen.append(out[0] if isinstance(out, tuple) else out.sample)
+    )
+    pair.run(2)
+    hook.remove()
+    calls = len(seen) // 2  # per step: both branches in one batch, or one after the other
+    null, cond = seen[0].chunk(2) if calls == 1 else (seen[1], seen[0])
+    t = pair.adapter.grid(2).ts[0]
+    assert pair.cond.null is not None
+    with torch.no_grad():
+        ours = pair.model(pair.start, t, pair.cond), pair.model(pair.start, t, pair.cond.null)
+    close(ours[0], pair.case.layout(cond, pair.adapter), 1e-6)
+    close(ours[1], pair.case.layout(null, pair.adapter), 1e-6)
+    assert not torch.allclose(cond[0], cond[1], rtol=1e-3), "the prompt has no influence"
+
+
+@pytest.mark.parametrize(("name", "scheduler"), EVERY)
+def test_sampling_is_that_of_the_pipeline(name: str, scheduler: str | None, root: Any) -> None:
+    pair = Pair(name, root, scheduler)
+    if scheduler is None and type(pair.pipe.scheduler).__name__ in ("PNDMScheduler", "UniPCMultistepScheduler"):
+        pytest.skip("a solver of its own, sampled with DDIM here")
+    theirs = pair.case.layout(pair.run(STEPS), pair.adapter)
+    guided = Guided(pair.model, SCALE)
+    with torch.no_grad():
+        ours = rollout(guided, pair.adapter.sampler(), pair.adapter.grid(STEPS), pair.start, pair.cond).x0
+    close(ours, theirs, 1e-4)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_is_decoded_is_that_of_the_pipeline(name: str, root: Any) -> None:
+    pair = Pair(name, root, CASES[name].schedulers[0] if CASES[name].schedulers else None)
+    theirs = pair.run(2, output_type="pt")
+    with torch.no_grad():
+        x0 = rollout(Guided(pair.model, SCALE), pair.adapter.sampler(), pair.adapter.grid(2), pair.start, pair.cond).x0
+        ours = pair.model.decode(x0)
+    close((ours / 2 + 0.5).clamp(0, 1), theirs, 1e-4)
