@@ -5,8 +5,8 @@ r"""Merton's portfolio and consumption with logarithmic utility, and exploration
     \Sigma = L L^T
 
 State log W; actions: the shares h of wealth in d assets and the logarithm u of the rate at which wealth is consumed, so
-the reward is the logarithm of what is consumed. With ``w = 1 / beta`` (``delta dt / (1 - delta)`` for the chain) the value
-is ``log W / beta + v0`` and q does not depend on the wealth:
+the reward is the logarithm of what is consumed. With ``w = 1 / beta`` (``delta dt / (1 - delta)`` for the chain) the
+value is ``log W / beta + v0`` and q does not depend on the wealth:
 
     q(h, u) = w (r_f + h' mu - h' Sigma h / 2) + (u - w e^u) - beta v0
 
