@@ -4,14 +4,14 @@ r"""A car with a weak engine between two valleys: it has to swing to get over th
     dp = v\, dt, \qquad dv = [ -U'(p) - \zeta v + a ]\, dt + s\, dB, \qquad U(p) = H (p^2 - 1)^2, \qquad
     r = -\tfrac12 [ w (p - 1)^2 + c\, a^2 ]
 
-Valleys at -1 and 1, a hill of height H at 0 between them, friction zeta; it starts in the left valley and is paid for being
-in the right one. A strong push up the hill costs ``c a^2 / 2``; the cheap way out is to swing, pushing along the velocity
-(with little noise the way out of a well is the way in run backwards in time: ``a = 2 zeta v``; Freidlin & Wentzell 1984,
-chapter 4). The best policy is ``N(dV/dv / c, gamma / c)``; V has no closed form, the reference is the finite-difference
-solution. Like Moore's 1990 mountain car, with noise, without walls and with an action of any size.
+Valleys at -1 and 1, a hill of height H at 0 between them, friction zeta; it starts in the left valley and is paid for
+being in the right one. A strong push up the hill costs ``c a^2 / 2``; the cheap way out is to swing, pushing along the
+velocity (with little noise the way out of a well is the way in run backwards in time: ``a = 2 zeta v``; Freidlin &
+Wentzell 1984, chapter 4). The best policy is ``N(dV/dv / c, gamma / c)``; V has no closed form, the reference is the
+finite-difference solution. Like Moore's 1990 mountain car, with noise, without walls and with an action of any size.
 
-The step moves the velocity first and the position with the new velocity (symplectic Euler, of weak order 1): the step of
-Euler and Maruyama makes energy out of nothing.
+The step moves the velocity first and the position with the new velocity (symplectic Euler, of weak order 1): the step
+of Euler and Maruyama makes energy out of nothing.
 """
 
 import math

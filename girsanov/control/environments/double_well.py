@@ -3,9 +3,9 @@ r"""A particle in a double well, to be brought over the hill and kept there.
 .. math::
     dX = (X - X^3 + a)\, dt + s\, dB, \qquad r = -\tfrac12 [ w (X - x^*)^2 + c\, a^2 ]
 
-Wells at -1 and 1, a hill at 0; it starts in the left one. Control is affine and its cost quadratic, so the best policy is
-``N(V'(x) / c, gamma / c)`` everywhere, but V' is not affine: it peaks where the particle has to be helped over the hill.
-V has no closed form; the reference is the finite-difference solution.
+Wells at -1 and 1, a hill at 0; it starts in the left one. Control is affine and its cost quadratic, so the best policy
+is ``N(V'(x) / c, gamma / c)`` everywhere, but V' is not affine: it peaks where the particle has to be helped over the
+hill. V has no closed form; the reference is the finite-difference solution.
 
 The step follows ``dx = (x - x^3) dt`` exactly, then adds the action and the noise (Lie's splitting, of weak order 1 as
 Euler and Maruyama's step is): that one leaves the real line at ``|x| > sqrt(2 / dt)``.
