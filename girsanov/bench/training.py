@@ -44,24 +44,30 @@ FAST = Budget(iterations=80, batch=1024)
 
 
 class BatchNoise(Noise):
-    """Noise of a whole batch from one generator."""
+    """Noise of a whole batch from one generator; samples with the same id (a group's, say) get the same numbers."""
 
     def __init__(self, seed: int, iteration: int, ids: Tensor, stream: int = 0) -> None:
-        self.size, self.generator = len(ids), generator((seed, iteration, stream))
+        self.generator = generator((seed, iteration, stream))
+        self.rows = torch.unique(ids, return_inverse=True)[1]
 
     def every(self, stride: int) -> "BatchNoise":
         """Noise for every ``stride``-th sample, from the same generator."""
         part = copy.copy(self)
-        part.size = -(-self.size // stride)
+        part.rows = torch.unique(self.rows[::stride], return_inverse=True)[1]
         return part
 
     def normal(self, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
         """The next standard normal numbers, [B, *shape]."""
-        return torch.randn(self.size, *shape, dtype=dtype, generator=self.generator)
+        return torch.randn(self.distinct, *shape, dtype=dtype, generator=self.generator)[self.rows]
 
     def uniform(self, shape: tuple[int, ...] = (), dtype: torch.dtype = torch.float64) -> Tensor:
         """The next numbers uniform on [0, 1), [B, *shape]."""
-        return torch.rand(self.size, *shape, dtype=dtype, generator=self.generator)
+        return torch.rand(self.distinct, *shape, dtype=dtype, generator=self.generator)[self.rows]
+
+    @property
+    def distinct(self) -> int:
+        """The number of different ids."""
+        return int(self.rows.max()) + 1
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,9 @@ Q x / 2``:
   themselves, so W is flatter than V, which also counts the price they are spared: the limit is steered less. For a
   linear reward the two have the same gradient and the limits are one.
 * lean adjoint: adjoint matching regresses ``delta`` on ``(std^2 / beta) E[Pi^T grad r(x_end) | x_t]``, Pi the product
-of the *reference*
-  Jacobians F of the later steps, under the tuned chain. By the envelope theorem ``grad V(x_s) = E[Pi^T grad r]`` at the
-  path-KL optimum, so with the costate after the step the two fixed points are the same law to rounding; with the one
-  before it they differ by O(h).
+  of the *reference* Jacobians F of the later steps, under the tuned chain. By the envelope theorem ``grad V(x_s) =
+  E[Pi^T grad r]`` at the path-KL optimum, so with the costate after the step the two fixed points are the same law to
+  rounding; with the one before it they differ by O(h).
 
 Steps without noise have no density and take no control.
 
@@ -49,10 +48,13 @@ class Limit:
     Attributes:
         law: law of its end points on the grid.
         kernels: its chain, step by step, or None where the method tunes no chain.
+        field: what is added to the velocity at every step's start, ``slope x + shift`` ([K, d, d] and [K, d]), where
+            the limit is found as a field.
     """
 
     law: Gaussian
     kernels: tuple[AffineKernel, ...] | None = None
+    field: tuple[Tensor, Tensor] | None = None
 
 
 def _shifted(kernel: AffineKernel, slope: Tensor, pull: Tensor) -> AffineKernel:
@@ -93,14 +95,17 @@ def path_kl_limit(kernels: Kernels, start: tuple[Tensor, Tensor], reward: Quadra
     return _limit(tuned, start)
 
 
-def per_step_kl_limit(kernels: Kernels, start: tuple[Tensor, Tensor], reward: QuadraticReward, beta: float) -> Limit:
+def per_step_kl_limit(
+    kernels: Kernels, start: tuple[Tensor, Tensor], reward: QuadraticReward, beta: float | Sequence[float]
+) -> Limit:
     """Fixed point of a policy gradient with terminal advantages and a KL penalty a step.
 
-    Arguments as ``path_kl_limit``.
+    Arguments as ``path_kl_limit``; ``beta`` may be a number a step, infinite for a step that is not trained.
     """
     Q, q, tuned = reward.A, reward.b, list[AffineKernel]()
-    for kernel in reversed(kernels):
-        g = kernel.std**2 / check_beta(beta)
+    betas = [beta] * len(kernels) if isinstance(beta, int | float) else beta
+    for kernel, price in zip(reversed(kernels), reversed(betas), strict=True):
+        g = kernel.std**2 / check_beta(price)
         moved = _shifted(kernel, g * Q, g * q)
         tuned.insert(0, moved)
         q, Q = moved.F.mT @ (q - Q @ moved.c), moved.F.mT @ Q @ moved.F
@@ -155,8 +160,7 @@ def path_kl(tuned: Kernels, reference: Kernels, start: tuple[Tensor, Tensor]) ->
 def tuned_model(model: Model, grid: Grid, reference: Kernels, tuned: Kernels) -> Model:
     """The reference model with the controls of a tuned chain as a velocity, to be run by any other sampler.
 
-    At the grid's times the correction is ``delta / gain``; between them it is linear in time, and it is 0 at the last
-    time, where no step begins.
+    At the grid's times the correction is ``delta / gain``, between them that of ``corrected_model``.
 
     Raises GirsanovError unless the model predicts velocities and the chain is of a one-stage sampler.
     """
@@ -165,17 +169,25 @@ def tuned_model(model: Model, grid: Grid, reference: Kernels, tuned: Kernels) ->
         raise GirsanovError(
             "a tuned chain becomes a field for velocity models and one-stage samplers: use model(prediction='velocity')"
         )
-    zero = torch.zeros_like(reference[0].F)
     pairs = list(zip(tuned, reference, gains, strict=True))
-    slopes = torch.stack([(a.F - b.F) / float(g or 1) for a, b, g in pairs] + [zero]).flip(0)
-    shifts = torch.stack([(a.c - b.c) / float(g or 1) for a, b, g in pairs] + [zero[0]]).flip(0)
+    slopes = [(a.F - b.F) / float(g or 1) for a, b, g in pairs]
+    return corrected_model(model, grid, slopes, [(a.c - b.c) / float(g or 1) for a, b, g in pairs])
+
+
+def corrected_model(model: Model, grid: Grid, slopes: Sequence[Tensor], shifts: Sequence[Tensor]) -> Model:
+    """The model whose raw prediction is moved by ``slope x + shift`` at each step's start, [d, d] and [d] a step.
+
+    Between the grid's times the correction is linear in time, and it is 0 at the last time, where no step begins.
+    """
+    matrices = torch.stack([*slopes, torch.zeros_like(slopes[0])]).flip(0)
+    vectors = torch.stack([*shifts, torch.zeros_like(shifts[0])]).flip(0)
     knots = grid.ts.flip(0)
 
     def net(x: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
         j = torch.searchsorted(knots, t.double().contiguous()).clamp(1, len(knots) - 1)
         w = ((t.double() - knots[j - 1]) / (knots[j] - knots[j - 1])).clamp(0, 1)
-        slope = torch.lerp(slopes[j - 1], slopes[j], w.reshape(-1, 1, 1))
-        shift = torch.lerp(shifts[j - 1], shifts[j], w.reshape(-1, 1))
+        slope = torch.lerp(matrices[j - 1], matrices[j], w.reshape(-1, 1, 1))
+        shift = torch.lerp(vectors[j - 1], vectors[j], w.reshape(-1, 1))
         move = (slope @ x.flatten(1).double().unsqueeze(-1)).squeeze(-1) + shift
         return model.net(x, t, cond) + move.to(x.dtype).view_as(x)
 

@@ -1,16 +1,14 @@
 """A policy that can hold any affine control, with per-sample times: the exact network plus a correction for each time
 of a grid. What the tests of sampled methods (policy gradient, forward process, preference) share."""
 
-import copy
-
 import torch
 from torch import Tensor, nn
 
+from girsanov.bench.training import BatchTurn
 from girsanov.grids import Grid
 from girsanov.methods import Method
 from girsanov.methods.base import Turn
 from girsanov.models import Model
-from girsanov.noise import generator
 from girsanov.policy import Policy
 from girsanov.problems import Gaussian
 from girsanov.types import Batch, Cond, Prompts
@@ -73,32 +71,8 @@ def gradient(policy: Policy, method: Method, batch: Batch, state: dict | None = 
     return torch.cat([g.flatten() for g in grads])
 
 
-class Stream:
-    """Noise of a whole batch from one generator: the same law as ``girsanov.noise.Noise``, much faster to set up."""
-
-    def __init__(self, key: tuple[int, ...], n: int) -> None:
-        self.generator, self.n = generator(key), n
-
-    def every(self, stride: int) -> "Stream":
-        part = copy.copy(self)
-        part.n = self.n // stride
-        return part
-
-    def normal(self, shape: tuple[int, ...], dtype: torch.dtype = F64) -> Tensor:
-        return torch.randn(self.n, *shape, dtype=dtype, generator=self.generator)
-
-    def uniform(self, shape: tuple[int, ...] = (), dtype: torch.dtype = F64) -> Tensor:
-        return torch.rand(self.n, *shape, dtype=dtype, generator=self.generator)
-
-    def __call__(self, like: Tensor) -> Tensor:
-        return self.normal(tuple(like.shape[1:]), like.dtype)
-
-
-class FastTurn(Turn):
-    """An iteration whose noise is a ``Stream``."""
-
-    def noise(self, ids: Tensor, stream: int = 0) -> Stream:  # type: ignore[override]
-        return Stream((self.seed, self.index, stream), len(ids))
+class FastTurn(BatchTurn):
+    """An iteration whose noise is drawn for the whole batch at once: the same law as ``Noise``, much faster."""
 
 
 def descend(policy: Policy, method: Method, prompts: Prompts, iterations: int, lr: float, tail: int) -> None:

@@ -2,7 +2,8 @@
 
 import pytest
 
-from girsanov.problems import control, laws, limits, line, moments, proximal, recursions, rewards
+from girsanov.problems import control, laws, line, moments, proximal, recursions, rewards
+from girsanov.problems.limits import preference
 from girsanov.processes import RectifiedFlow
 from girsanov.samplers import GDDIM
 from tests.laws import test_control, test_limits, test_line, test_problems, test_proximal, test_recursions
@@ -108,7 +109,7 @@ MUTATIONS = [
         lambda: test_recursions.test_path_kl_is_the_monte_carlo_girsanov_weight(1.0, RectifiedFlow()),
     ),
     Mutation(
-        limits,
+        preference,
         "dpo_shift",
         "B * c * s.sigma**2",
         "B * c * s.sigma",

@@ -1,0 +1,72 @@
+r"""Where offline preference methods end.
+
+Diffusion-DPO with a linear reward moves the prediction by a shift at each time (``dpo_shift``); its tilt weight makes
+that the tilted law's own prediction on round data.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from girsanov.errors import GirsanovError
+from girsanov.methods.preference.diffusion_dpo import DiffusionDPO
+from girsanov.methods.preference.weights import PairWeight, TiltWeight
+from girsanov.models import Model
+from girsanov.predictions import row
+from girsanov.problems.limits.problem import GaussianProblem
+from girsanov.problems.moments import end_law
+from girsanov.problems.recursions import Limit
+from girsanov.types import Cond
+
+
+def shifted_model(model: Model, shift: Callable[[Tensor], Tensor]) -> Model:
+    """The model whose raw prediction at time t (float64 []) is moved by ``shift(t)`` [d]."""
+
+    def net(x: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
+        moves = {float(v): shift(v) for v in t.double().unique()}
+        move = torch.stack([moves[float(v)] for v in t.double()])
+        return model.net(x, t, cond) + move.to(x.dtype).view_as(x)
+
+    return dataclasses.replace(model, net=net)
+
+
+def dpo_shift(problem: GaussianProblem, weight: PairWeight) -> Callable[[Tensor], Tensor]:
+    r"""Population optimum of Diffusion-DPO at time t for Bradley-Terry labels of ``b^T x / T``: a shift of p.
+
+    With shared noise the reference's errors of the two images differ by ``c sigma^2 S^{-1} (x_w - x_l)``, ``S = alpha^2
+    C + sigma^2``, where ``p - p_ref = c (x_0 - x_0_ref)`` at fixed x_t. A shift delta has the logit ``B delta^T`` times
+    that, so ``delta = S b / (T B c sigma^2)`` gives the true odds of every pair, which no function betters.
+    """
+    if not problem.linear:
+        raise GirsanovError("the optimum of Diffusion-DPO is known for a linear reward alone: give LinearReward(b)")
+
+    def shift(t: Tensor) -> Tensor:
+        s = problem.process(t)
+        a, b = row(s, problem.prediction)
+        c = a - b * s.alpha / s.sigma
+        S = s.alpha**2 * problem.law.cov + s.sigma**2 * torch.eye(problem.law.d, dtype=torch.float64)
+        B = weight(s, problem.prediction, problem.law.d)
+        return S @ problem.reward.b / (problem.bt_temperature * B * c * s.sigma**2)
+
+    return shift
+
+
+def dpo_limit(method: DiffusionDPO, problem: GaussianProblem) -> Limit | None:
+    """One shift of the prediction at each time, sampled on the problem's grid."""
+    if not problem.linear:
+        return None
+    shift = dpo_shift(problem, method.weight)
+    # At the two ends one image says nothing of the other's reward, and the weight's cap rules: a network that was
+    # trained between them is taken to keep its value there.
+    model = shifted_model(problem.model, lambda t: shift(t.clamp(2e-3, 1 - 2e-3)))
+    return Limit(end_law(model, problem.sampler, problem.grid))
+
+
+def dpo_beta(method: DiffusionDPO, problem: GaussianProblem) -> float | None:
+    """``beta T`` of the tilt weight on round data of its std."""
+    if not isinstance(method.weight, TiltWeight):
+        return None
+    ball = torch.allclose(problem.law.cov, method.weight.std**2 * torch.eye(problem.law.d, dtype=torch.float64))
+    return method.weight.beta * problem.bt_temperature if ball else None
