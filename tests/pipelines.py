@@ -146,8 +146,123 @@ def stable_diffusion(prediction: str = "epsilon") -> Any:
     )
 
 
+def sd3() -> Any:
+    from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+
+    clip, t5 = clip_tokenizer(), t5_tokenizer()
+    transformer = SD3Transformer2DModel(
+        sample_size=8,
+        patch_size=2,
+        in_channels=4,
+        out_channels=4,
+        num_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=32,
+        caption_projection_dim=16,
+        pooled_projection_dim=32,
+        pos_embed_max_size=16,
+        qk_norm="rms_norm",
+        dual_attention_layers=(0,),
+    )
+    return StableDiffusion3Pipeline(
+        transformer=shaken(transformer),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=autoencoder(shift_factor=0.06, scaling_factor=1.5, use_quant_conv=False, use_post_quant_conv=False),
+        text_encoder=clip_text(clip, projection=True),
+        tokenizer=clip,
+        text_encoder_2=clip_text(clip, projection=True),
+        tokenizer_2=clip,
+        text_encoder_3=t5_text(t5, width=32),
+        tokenizer_3=t5,
+    )
+
+
+def flux2_klein() -> Any:
+    from diffusers import (
+        AutoencoderKLFlux2,
+        FlowMatchEulerDiscreteScheduler,
+        Flux2KleinPipeline,
+        Flux2Transformer2DModel,
+    )
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    tokenizer = qwen_tokenizer()
+    language = Qwen3ForCausalLM(
+        Qwen3Config(
+            vocab_size=len(tokenizer),
+            hidden_size=8,
+            intermediate_size=16,
+            num_hidden_layers=27,  # the pipeline reads the states after layers 9, 18 and 27
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            head_dim=4,
+        )
+    )
+    transformer = Flux2Transformer2DModel(
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=24,
+        axes_dims_rope=(4, 4, 4, 4),
+        guidance_embeds=False,
+        timestep_guidance_channels=16,
+    )
+    vae = AutoencoderKLFlux2(
+        latent_channels=4,
+        block_out_channels=(8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        norm_num_groups=2,
+        layers_per_block=1,
+    )
+    vae.bn.running_mean.copy_(torch.linspace(-0.3, 0.4, 16))
+    vae.bn.running_var.copy_(torch.linspace(0.5, 2.0, 16))
+    return Flux2KleinPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, time_shift_type="exponential", shift=3.0),
+        vae=shaken(vae),
+        text_encoder=shaken(language),
+        tokenizer=tokenizer,
+        transformer=shaken(transformer),
+    )
+
+
+def dit() -> Any:
+    from diffusers import DDIMScheduler, DiTPipeline, DiTTransformer2DModel
+
+    transformer = DiTTransformer2DModel(
+        num_attention_heads=2,
+        attention_head_dim=8,
+        in_channels=4,
+        out_channels=8,
+        num_layers=2,
+        sample_size=8,
+        patch_size=2,
+        num_embeds_ada_norm=1000,
+        norm_num_groups=2,
+    )
+    scheduler = DDIMScheduler(beta_schedule="linear", clip_sample=False)
+    return DiTPipeline(transformer=shaken(transformer), vae=autoencoder(), scheduler=scheduler)
+
+
+def sit_checkpoint(path: Path, **config: Any) -> Path:
+    """A small SiT in the layout of the published files."""
+    from girsanov.adapters.sit import SiTNetwork
+
+    settings = {"size": 8, "patch": 2, "channels": 4, "out_channels": 8, "width": 32, "depth": 2, "heads": 2}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        torch.save(shaken(SiTNetwork(**(settings | {"classes": 10} | config))).state_dict(), path)
+    return path
+
+
 FAMILIES: dict[str, Callable[[], Any]] = {
     "sd15": stable_diffusion,
+    "sd3": sd3,
+    "flux2-klein": flux2_klein,
+    "dit": dit,
 }
 """Every tiny pipeline by a short name."""
 

@@ -96,9 +96,8 @@ class Adapter(ABC):
                 module.requires_grad_(False).eval()
         if getattr(getattr(pipe, "vae", None), "config", {}).get("force_upcast", False):
             pipe.vae.float()
-        self.network: nn.Module = getattr(pipe, self.component).requires_grad_(True)
+        self.network: Any = getattr(pipe, self.component).requires_grad_(True)
         self.dtype: torch.dtype = next(self.network.parameters()).dtype
-        self.noising = noising_of(pipe.scheduler)
         self.net = Denoiser(self.network, self.predict)
         if self.config.checkpointing:
             self.network.enable_gradient_checkpointing()
@@ -130,6 +129,14 @@ class Adapter(ABC):
     """How the pipeline's guidance combines two predictions."""
 
     # ---- what follows
+
+    def grid(self, n: int) -> Grid:
+        """The n steps that the pipeline's scheduler takes for this size."""
+        return grid_of(self.pipe.scheduler, n, *self.shift(n))
+
+    def sampler(self) -> Sampler:
+        """The sampler that takes the steps of the pipeline's scheduler, or the nearest one."""
+        return sampler_of(self.pipe.scheduler)
 
     def size(self, scale: int, default: int, multiple: int = 1) -> tuple[int, int]:
         """Height and width of the latents for a picture scale that many times their size.
@@ -163,21 +170,13 @@ class Adapter(ABC):
 
     def model(self) -> Model:
         """The network with its process, kind of prediction, clock and decoder."""
-        n = self.noising
+        n = noising_of(self.pipe.scheduler)
         return Model(self.net, n.process, n.prediction, self.shape, self.decoder(), n.time, guide=self.guide)
-
-    def grid(self, n: int) -> Grid:
-        """The n steps that the pipeline's scheduler takes for this size."""
-        return grid_of(self.pipe.scheduler, n, *self.shift(n))
 
     @property
     def times(self) -> PipelineTimes:
         """The grids, as what ``{kind: pipeline, n: ...}`` in a configuration is built from."""
         return PipelineTimes(self.grid)
-
-    def sampler(self) -> Sampler:
-        """The sampler that takes the steps of the pipeline's scheduler, or the nearest one."""
-        return sampler_of(self.pipe.scheduler)
 
 
 def required(cond: Cond | None) -> Cond:

@@ -12,6 +12,9 @@ from girsanov.errors import GirsanovError
 
 FAMILIES: dict[str, str] = {
     "StableDiffusionPipeline": "girsanov.adapters.stable_diffusion:StableDiffusion",
+    "StableDiffusion3Pipeline": "girsanov.adapters.sd3:StableDiffusion3",
+    "DiTPipeline": "girsanov.adapters.dit:DiT",
+    "Flux2KleinPipeline": "girsanov.adapters.flux2:Flux2Klein",
 }
 """Pipeline class -> adapter, as ``module:Class``, imported when a pipeline of it is loaded."""
 

@@ -23,7 +23,7 @@ from tests.pipelines import LINES, folder_of
 pytest.importorskip("diffusers")
 
 STEPS, SCALE = 10, 3.5
-TEXTS, NEGATIVE = LINES[:2], LINES[4]
+TEXTS = LINES[:2]
 
 
 @dataclass
@@ -45,12 +45,32 @@ class Case:
     guidance: str = "guidance_scale"
     layout: Callable[[Tensor, Adapter], Tensor] = lambda x, adapter: x
     start: Callable[[Tensor], Tensor] = lambda x: x
-    negative: bool = True
+    negative: str | None = LINES[4]
+
+
+def grid_of_tokens(x: Tensor, adapter: Adapter) -> Tensor:
+    """FLUX.2: tokens [B, h w, C] in the order of their positions, or the latents that the pipeline gives out."""
+    if x.ndim == 4:
+        mean, var = adapter.pipe.vae.bn.running_mean, adapter.pipe.vae.bn.running_var
+        std = (var + adapter.pipe.vae.config.batch_norm_eps).sqrt()
+        return (adapter.pipe._patchify_latents(x) - mean.view(1, -1, 1, 1)) / std.view(1, -1, 1, 1)
+    return x.transpose(1, 2).reshape(len(x), *adapter.shape)
 
 
 TABLE = ("DDIMScheduler", "EulerDiscreteScheduler", "DPMSolverMultistepScheduler")
 CASES: dict[str, Case] = {
     "sd15": Case(schedulers=TABLE),
+    "sd3": Case(
+        config=PipelineConfig(height=16, width=24, tokens=20),
+        schedulers=("DPMSolverMultistepScheduler",),
+        call={"max_sequence_length": 20},
+    ),
+    "flux2-klein": Case(
+        config=PipelineConfig(height=16, width=24, tokens=40),
+        call={"max_sequence_length": 40},
+        layout=lambda x, adapter: grid_of_tokens(x, adapter),
+        negative=None,
+    ),
 }
 
 
@@ -65,14 +85,15 @@ class Pair:
         self.pipe = self.adapter.pipe
         self.pipe.set_progress_bar_config(disable=True)
         if scheduler is not None:
-            self.pipe.scheduler = getattr(diffusers, scheduler).from_config(self.pipe.scheduler.config)
+            self.pipe.scheduler = getattr(diffusers, scheduler).from_config(self.pipe.scheduler.config, **FLOW[name])
+            self.adapter = type(self.adapter)(self.pipe, self.case.config)
         self.model: Model = self.adapter.model()
-        self.cond = conditions(self.adapter)
+        self.cond = conditions(self.adapter, self.case.negative or "")
         self.start = torch.randn(2, *self.model.shape, generator=torch.Generator().manual_seed(0))
 
     def run(self, steps: int, **more: Any) -> Tensor:
         """What the pipeline makes of the start."""
-        negative = {"negative_prompt": [NEGATIVE] * 2} if self.case.negative else {}
+        negative = {} if self.case.negative is None else {"negative_prompt": [self.case.negative] * 2}
         size = {k: getattr(self.case.config, k) for k in ("height", "width") if getattr(self.case.config, k)}
         return self.pipe(
             prompt=TEXTS,
@@ -86,12 +107,12 @@ class Pair:
         )[0]
 
 
-def conditions(adapter: Adapter) -> Cond:
+def conditions(adapter: Adapter, negative: str) -> Cond:
     """The two texts and the negative prompt."""
     encode = PromptEncoder(adapter)
-    encode.prepare([NEGATIVE], negative=True)
+    encode.prepare([negative], negative=True)
     index = torch.arange(2)
-    return Cond(encode(TEXTS), index, Cond(encode.negative([NEGATIVE]), torch.zeros_like(index)))
+    return Cond(encode(TEXTS), index, Cond(encode.negative([negative]), torch.zeros_like(index)))
 
 
 def close(a: Tensor, b: Tensor, tolerance: float) -> None:
@@ -103,6 +124,9 @@ def close(a: Tensor, b: Tensor, tolerance: float) -> None:
 def root(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return tmp_path_factory.mktemp("pipelines")
 
+
+FLOW = {"sd15": {}, "sd3": {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": 3.0}}
+"""What a scheduler must be told besides the configuration of the pipeline's own."""
 
 EVERY = [(name, s) for name, case in CASES.items() for s in (None, *case.schedulers)]
 
@@ -147,3 +171,34 @@ def test_what_is_decoded_is_that_of_the_pipeline(name: str, root: Any) -> None:
         x0 = rollout(Guided(pair.model, SCALE), pair.adapter.sampler(), pair.adapter.grid(2), pair.start, pair.cond).x0
         ours = pair.model.decode(x0)
     close((ours / 2 + 0.5).clamp(0, 1), theirs, 1e-4)
+
+
+def test_pictures_to_edit_enter_as_conditions(root: Any) -> None:
+    """FLUX.2 with a picture for each prompt, against the pipeline one prompt at a time: ten steps, 1e-4."""
+    from PIL import Image
+
+    pair = Pair("flux2-klein", root, None)
+    images = [Image.effect_mandelbrot((64, 80), (-2, -1.5, 1, 1.5), q).convert("RGB") for q in (9, 40)]
+    tables = pair.adapter.image_conditions(images)
+    assert pair.cond.null is not None
+    index = torch.arange(2)
+    null = {k: v.expand(2, *v.shape[1:]) for k, v in pair.cond.null.tables.items()}
+    cond = Cond(pair.cond.tables | tables, index, Cond(null | tables, index))
+    with torch.no_grad():
+        ours = rollout(Guided(pair.model, SCALE), pair.adapter.sampler(), pair.adapter.grid(4), pair.start, cond).x0
+    for i, image in enumerate(images):
+        theirs = pair.pipe(
+            image=image,
+            prompt=TEXTS[i],
+            height=16,
+            width=24,
+            guidance_scale=SCALE,
+            latents=pair.start[i : i + 1],
+            num_inference_steps=4,
+            max_sequence_length=40,
+            output_type="latent",
+            return_dict=False,
+        )[0]
+        close(ours[i : i + 1], pair.case.layout(theirs, pair.adapter), 1e-4)
+    plain = rollout(Guided(pair.model, SCALE), pair.adapter.sampler(), pair.adapter.grid(4), pair.start, pair.cond).x0
+    assert not torch.allclose(ours, plain, rtol=1e-2), "the picture has no influence"
