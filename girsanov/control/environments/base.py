@@ -68,8 +68,10 @@ class Environment(ABC):
 
     def step(self, x: Tensor, a: Tensor, noise: Tensor) -> Tensor:
         """The state [B, n] a time dt later."""
-        shock = torch.einsum("bnk,bk->bn", self.diffusion(x, a), noise)
-        return x + self.dt * self.drift(x, a) + math.sqrt(self.dt) * shock
+        out, sigma = torch.add(x, self.drift(x, a), alpha=self.dt), self.diffusion(x, a)
+        for j in range(self.noise_dim):  # few, and short matrix products are slow
+            out = torch.addcmul(out, sigma[:, :, j], noise[:, j : j + 1], value=math.sqrt(self.dt))
+        return out
 
     def solution(self) -> Solution | None:
         """The exact solution in continuous time, or None where there is no closed form."""

@@ -67,9 +67,9 @@ class LQ(LinearEnvironment):
 
     def reward(self, x: Tensor, a: Tensor) -> Tensor:
         """r(x, a), [B]."""
-        on_x = torch.add(torch.mul(x, self.M / 2), a, alpha=self.R).add_(self.P)
-        on_a = torch.mul(a, self.N / 2).add_(self.Q)
-        return torch.addcmul(on_x.mul_(x), on_a, a).neg_()[:, 0]
+        on_x = torch.add(torch.mul(x, -self.M / 2), a, alpha=-self.R).sub_(self.P)
+        on_a = torch.mul(a, -self.N / 2).sub_(self.Q)
+        return torch.addcmul(on_x.mul_(x), on_a, a)[:, 0]
 
     def start(self, n: int, generator: torch.Generator | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
         """Normal states, [n, 1]."""

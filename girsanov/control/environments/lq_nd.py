@@ -14,6 +14,7 @@ target at position 1. References: Rami & Zhou 2000, IEEE TAC 45:1131 (the equati
 arXiv:1812.01552 (with entropy).
 """
 
+import math
 from functools import cached_property
 
 import torch
@@ -117,7 +118,21 @@ class VectorLQ(LinearEnvironment):
     def reward(self, x: Tensor, a: Tensor) -> Tensor:
         """r(x, a), [B]."""
         z = _z(x, a)
-        return ((z @ self.problem.reward.to(x)) * z).sum(1) / 2
+        return ((z @ (self.problem.reward / 2).to(x)) * z).sum(1)
+
+    def step(self, x: Tensor, a: Tensor, noise: Tensor) -> Tensor:
+        """The Euler-Maruyama step, [B, n], drift and noises in one product."""
+        n = self.state_dim
+        moves = _z(x, a) @ self._moves.to(x)
+        out = x + moves[:, :n]
+        for j in range(self.noise_dim):
+            out = torch.addcmul(out, moves[:, (j + 1) * n : (j + 2) * n], noise[:, j : j + 1])
+        return out
+
+    @cached_property
+    def _moves(self) -> Tensor:
+        drift, noise = self.dt * self.problem.drift, math.sqrt(self.dt) * self.problem.noise
+        return torch.cat([drift[None], noise]).flatten(0, 1).T
 
     def start(self, n: int, generator: torch.Generator | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
         """Normal states, [n, state_dim]."""
