@@ -18,6 +18,7 @@ import copy
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -25,10 +26,16 @@ from torch.func import functional_call
 
 from girsanov.errors import GirsanovError
 from girsanov.models import Guided, Model
-from girsanov.types import Cond
 
 USES = ("rollout", "adjoint", "train")
 """What a view is used for; each may be guided on its own."""
+
+
+class Tunable(Protocol):
+    """What a policy needs of a model: a dataclass with its network in ``net``."""
+
+    @property
+    def net(self) -> Any: ...
 
 
 class Policy:
@@ -36,17 +43,18 @@ class Policy:
 
     Args:
         model: its ``net`` is a module; the parameters that require a gradient are tuned (all of them, or adapters). It
-            is put in evaluation mode: dropout would make every pass another function.
+            is put in evaluation mode: dropout would make every pass another function. Besides a generative ``Model``
+            it may be an ``Actor``, a policy over the actions of an environment: it has views, and no guidance.
         guidance: scale of classifier-free guidance per use: "rollout", "adjoint", "train"; a missing use is unguided.
 
     Raises:
         GirsanovError: a net that is no module, nothing to train, an unknown use of guidance.
     """
 
-    def __init__(self, model: Model, guidance: Mapping[str, float] | None = None) -> None:
+    def __init__(self, model: Tunable, guidance: Mapping[str, float] | None = None) -> None:
         if not isinstance(model.net, nn.Module):
             raise GirsanovError("a policy tunes the parameters of a torch.nn.Module: give Model(net=module, ...)")
-        self.model = model
+        self.model: Any = model
         self.net: nn.Module = model.net.eval()
         self.guidance = dict(guidance or {})
         unknown = set(self.guidance) - set(USES)
@@ -155,9 +163,9 @@ class Frozen:
     def __init__(self, net: nn.Module, weights: Mapping[str, Tensor], blocks: Sequence[nn.Module] = ()) -> None:
         self.net, self.weights, self.blocks = net, dict(weights), blocks
 
-    def __call__(self, x: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
+    def __call__(self, *inputs: Any) -> Any:
         with stored_activations(self.blocks):
-            return functional_call(self.net, self.weights, (x, t, cond))
+            return functional_call(self.net, self.weights, inputs)
 
 
 @contextmanager
