@@ -133,6 +133,24 @@ def more_commands(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
     study.add_argument("--fast", action="store_true", help="a few iterations and samples, to see that it runs")
     study.add_argument("--json", metavar="FILE", help="write the numbers there as well")
 
+    judge = add("judge", "let a judge compare the answers of models, pair by pair")
+    judge.add_argument("answers", nargs="+", metavar="FILE", help='rows {"prompt": ..., "answer": ...}, a file a model')
+    judge.add_argument("--url", metavar="URL", help="OpenAI-compatible server, as in http://127.0.0.1:8000/v1")
+    judge.add_argument("--model", metavar="NAME", help="what the server calls the judge")
+    judge.add_argument(
+        "--reader", default="brackets", metavar="NAME", help="brackets, json or scores (default brackets)"
+    )
+    judge.add_argument("--soft", action="store_true", help="read a probability from the first token's log-probs")
+    judge.add_argument("--score", metavar="my_file.py:fn", help="a function (prompt, answer) -> number instead")
+    judge.add_argument("--cache", metavar="DIR", help="keep the server's replies there")
+    judge.add_argument("--out", metavar="FILE", default="verdicts.jsonl", help="the verdicts (default verdicts.jsonl)")
+
+    ranked = add("rank", "rank models by verdicts on pairs: Bradley-Terry, Elo, win rates")
+    ranked.add_argument("verdicts", nargs="+", metavar="FILE", help='rows {"a": ..., "b": ..., "value": 1, 0.5 or 0}')
+    ranked.add_argument("--baseline", metavar="MODEL", help="win rates over this model (default: the last one)")
+    ranked.add_argument("--prior", type=float, default=0.0, metavar="W", help="pull ratings together (default 0)")
+    ranked.add_argument("--json", metavar="FILE", help="write the numbers there as well")
+
     serve = add("serve-reward", "score samples for other processes over HTTP (GIRSANOV_REWARD_TOKEN is the secret)")
     serve.add_argument("reward", metavar="REWARD", help="my_file.py:fn, or the name of a built-in reward")
     serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1, this machine)")

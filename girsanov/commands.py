@@ -243,6 +243,23 @@ def serve_reward_command(chosen: argparse.Namespace, command: str) -> int:
     return 0
 
 
+def judge_command(chosen: argparse.Namespace, command: str) -> int:
+    """``girsanov judge``."""
+    from girsanov.judging.report import judge_files
+
+    print(judge_files(chosen))
+    return 0
+
+
+def rank_command(chosen: argparse.Namespace, command: str) -> int:
+    """``girsanov rank``."""
+    from girsanov.judging.report import rank_files
+
+    json_path = Path(chosen.json) if chosen.json else None
+    print(rank_files([Path(p) for p in chosen.verdicts], chosen.baseline, chosen.prior, json_path))
+    return 0
+
+
 def report_unexpected(error: Exception, chosen: argparse.Namespace) -> int:
     """Writes the traceback of an unexpected error to a file, names it in one line; the exit code 1."""
     folder = getattr(error, "girsanov_folder", None)

@@ -1,5 +1,7 @@
 """Evaluation: quality, diversity, drift from the reference, win rates, and the intervals of all of them."""
 
+from girsanov.evaluation.calibration import Calibration as Calibration
+from girsanov.evaluation.calibration import calibration as calibration
 from girsanov.evaluation.distances import frechet as frechet
 from girsanov.evaluation.distances import frechet_gaussian as frechet_gaussian
 from girsanov.evaluation.distances import kid as kid
@@ -22,3 +24,11 @@ from girsanov.evaluation.intervals import win_rate as win_rate
 from girsanov.evaluation.judge import Judge as Judge
 from girsanov.evaluation.judge import Verdict as Verdict
 from girsanov.evaluation.metrics import measure as measure
+from girsanov.evaluation.ranking import Games as Games
+from girsanov.evaluation.ranking import Ranking as Ranking
+from girsanov.evaluation.ranking import bradley_terry as bradley_terry
+from girsanov.evaluation.ranking import elo as elo
+from girsanov.evaluation.ranking import rank as rank
+from girsanov.evaluation.win_rates import LengthControlled as LengthControlled
+from girsanov.evaluation.win_rates import length_controlled as length_controlled
+from girsanov.evaluation.win_rates import outcome_rate as outcome_rate

@@ -48,7 +48,8 @@ class Interval:
         return f"{self.value:.4g} [{self.low:.4g}, {self.high:.4g}]"
 
 
-def _array(values: Values, least: int) -> np.ndarray:
+def numbers(values: Values, least: int) -> np.ndarray:
+    """Values as float64 [N]. Raises GirsanovError on fewer than ``least``, another shape, or what is not finite."""
     x = values.detach().double().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values, dtype=np.float64)
     if x.ndim != 1 or len(x) < least:
         raise GirsanovError(f"an interval needs at least {least} numbers in a row, got shape {list(x.shape)}")
@@ -63,11 +64,18 @@ def _level(confidence: float) -> float:
     return 0.5 * (1 + confidence)
 
 
+def quantile(confidence: float) -> float:
+    """How many standard errors a normal interval of this level reaches to either side."""
+    from scipy import stats
+
+    return float(stats.norm.ppf(_level(confidence)))
+
+
 def mean_interval(values: Values, confidence: float = 0.95) -> Interval:
     """Student's interval of the mean of n independent values."""
     from scipy import stats
 
-    x, level = _array(values, 2), _level(confidence)
+    x, level = numbers(values, 2), _level(confidence)
     half = float(stats.t.ppf(level, len(x) - 1)) * float(x.std(ddof=1)) / math.sqrt(len(x))
     mean = float(x.mean())
     return Interval(mean, mean - half, mean + half, len(x), confidence)
@@ -75,7 +83,7 @@ def mean_interval(values: Values, confidence: float = 0.95) -> Interval:
 
 def grouped_interval(values: Values, group: Tensor, confidence: float = 0.95) -> Interval:
     """Student's interval of the mean over groups (prompts) of the mean within each; n counts groups."""
-    x = torch.from_numpy(_array(values, 2))
+    x = torch.from_numpy(numbers(values, 2))
     index = group.cpu().unique(return_inverse=True)[1]
     if len(index) != len(x):
         raise GirsanovError(f"{len(index)} group numbers for {len(x)} values: give one a value")
@@ -94,7 +102,7 @@ def bootstrap(
     """BCa bootstrap interval of a statistic of n independent values."""
     from scipy import stats
 
-    x = _array(values, 3)
+    x = numbers(values, 3)
     _level(confidence)
     value = float(statistic(x))
     if np.ptp(x) == 0:
@@ -113,11 +121,9 @@ def bootstrap(
 
 def share_interval(wins: float, n: int, confidence: float = 0.95) -> Interval:
     """Wilson's interval of a share of ``wins`` in n (half wins allowed)."""
-    from scipy import stats
-
     if not (n >= 1 and 0 <= wins <= n):
         raise GirsanovError(f"{wins} of {n} is no share: wins lie between 0 and n")
-    z = float(stats.norm.ppf(_level(confidence)))
+    z = quantile(confidence)
     p, w = wins / n, z * z / n
     centre = (p + w / 2) / (1 + w)
     half = math.sqrt(p * (1 - p) * w + w * w / 4) / (1 + w)
@@ -126,7 +132,7 @@ def share_interval(wins: float, n: int, confidence: float = 0.95) -> Interval:
 
 def win_rate(a: Values, b: Values, confidence: float = 0.95) -> Interval:
     """Share of the n pairs (same prompt, same noise) in which ``a`` scores above ``b``, ties counted half."""
-    x, y = _array(a, 1), _array(b, 1)
+    x, y = numbers(a, 1), numbers(b, 1)
     if len(x) != len(y):
         raise GirsanovError(f"a win rate compares pairs: {len(x)} scores against {len(y)}")
     return share_interval(float((x > y).sum() + 0.5 * (x == y).sum()), len(x), confidence)

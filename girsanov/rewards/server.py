@@ -15,10 +15,10 @@ from urllib.parse import urlsplit
 
 import torch
 
+from girsanov.endpoint import is_loopback
 from girsanov.errors import GirsanovError
 from girsanov.rewards.base import Reward
 from girsanov.rewards.pool import as_call
-from girsanov.rewards.remote import is_loopback
 from girsanov.rewards.scores import told
 from girsanov.rewards.wire import TOKEN_VARIABLE, answer, read_request
 
