@@ -120,9 +120,12 @@ def deployment_options(command: argparse.ArgumentParser) -> None:
 def more_commands(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
     """The commands that are not about one run."""
     bench = add("bench", "check every method against problems whose answer is known")
-    bench.add_argument("--json", metavar="FILE", help="write the numbers there")
+    bench.add_argument(
+        "--json", metavar="FILE", help="write the numbers there; rows of an existing\nfile stay or are replaced"
+    )
     bench.add_argument("--plot", metavar="FILE", help="write the reward-KL plot there (PNG)")
     bench.add_argument("--methods", nargs="+", metavar="NAME", help="only these")
+    bench.add_argument("--problems", nargs="+", metavar="NAME", help="only these: gaussian, gaussian-linear, mixture")
     bench.add_argument("--seeds", type=int, metavar="N", help="how many seeds")
     bench.add_argument("--fast", action="store_true", help="a coarse check in a minute")
 

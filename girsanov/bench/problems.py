@@ -19,6 +19,7 @@ from girsanov.bench.nets import Features, affine_features, bump_features
 from girsanov.errors import GirsanovError
 from girsanov.grids import Grid
 from girsanov.methods.adjoint.matching import AdjointMatching
+from girsanov.methods.advantages.base import LeaveOneOut
 from girsanov.methods.base import Method
 from girsanov.methods.policy_gradient.clipped import ClippedPG
 from girsanov.methods.policy_gradient.penalty import PathKL
@@ -48,6 +49,9 @@ STEPS = 10
 
 BETA = 1.0
 """Weight of the KL for every method that has one."""
+
+GROUP = 16
+"""Samples a group."""
 
 COMMON: AffineSampler = MemorylessFlow()
 """The chain in which all fields are compared."""
@@ -164,7 +168,7 @@ class GaussianBench(BenchProblem):
     def problem(self) -> GaussianProblem:
         """The same as the library's limits know it."""
         assert isinstance(self.law, Gaussian)
-        return GaussianProblem(self.law, self.reward, sampler=self.deploy, grid=self.grid)
+        return GaussianProblem(self.law, self.reward, sampler=self.deploy, grid=self.grid, group=GROUP)
 
     def limit(self, method: Method, steps: int = STEPS) -> Summary | None:
         """``problems.limits.limit``."""
@@ -252,7 +256,7 @@ def _path_kl_weight(method: Method, reward: QuadraticReward) -> tuple[Sampler, f
         return None
     if isinstance(method, AdjointMatching) and not method.noiseless_last:
         return method.sampler, method.beta
-    if isinstance(method, ClippedPG) and isinstance(method.kl, PathKL):
+    if isinstance(method, ClippedPG) and isinstance(method.kl, PathKL) and method.advantage == LeaveOneOut():
         return method.sampler, method.kl.beta
     return None
 

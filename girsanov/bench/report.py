@@ -12,7 +12,9 @@ import numpy as np
 
 from girsanov.bench.problems import BETA, PROBLEMS, STEPS, BenchProblem
 from girsanov.bench.run import Approach, Result, approach, bench
-from girsanov.bench.training import FAST, FULL
+from girsanov.bench.training import FAST, FULL, Budget
+from girsanov.disk import write_text
+from girsanov.errors import GirsanovError
 from girsanov.methods import METHODS
 
 COLUMNS = {
@@ -109,6 +111,32 @@ def draw(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     figure.savefig(path, facecolor="white")
 
 
+def settings(budget: Budget) -> dict[str, Any]:
+    """What all rows of a record share."""
+    return {"steps": STEPS, "beta": BETA, "budget": dataclasses.asdict(budget)}
+
+
+def merge(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """A record with another's rows in place of its own of the same problem and method; methods in their usual order.
+
+    Raises GirsanovError if the two were made with other settings.
+    """
+    if old.get("settings") != new["settings"]:
+        raise GirsanovError(
+            "this file's rows were made with other settings (steps, beta or budget): give --json a new file"
+        )
+    ran = {(r["problem"], r["method"]) for r in new["rows"]}
+    usual = {key: i for i, key in enumerate((p, m) for p in PROBLEMS for m in METHODS)}
+
+    def together(name: str) -> list[dict[str, Any]]:
+        kept = [r for r in old[name] if (r["problem"], r["method"]) not in ran]
+        return sorted([*kept, *new[name]], key=lambda r: usual.get((r["problem"], r["method"]), len(usual)))
+
+    commands = [*(c for c in old["commands"] if c not in new["commands"]), *new["commands"]]
+    exact = {**old["exact"], **new["exact"]}
+    return {**new, "commands": commands, "rows": together("rows"), "results": together("results"), "exact": exact}
+
+
 def run_bench(
     json_path: Path | str | None = None,
     plot_path: Path | str | None = None,
@@ -116,35 +144,48 @@ def run_bench(
     seeds: int | None = None,
     fast: bool = False,
     problems: Sequence[str] | None = None,
+    command: str = "run_bench",
 ) -> list[dict[str, Any]]:
-    """``girsanov bench``: trains, prints the table, writes JSON and plot; returns the rows.
+    """``girsanov bench``: trains, prints the table, writes JSON and plot; returns the rows that ran.
 
     Args:
-        json_path: where the numbers go; None writes none.
-        plot_path: where the PNG goes; None draws none.
+        json_path: where the numbers go; rows of a file that is there already stay or are replaced. None writes none.
+        plot_path: where the PNG goes, of all rows of the JSON file; None draws none.
         methods: names in ``METHODS``; None is all.
         seeds: how many, from 0; None is 5 (1 with ``fast``).
         fast: a coarse check with a smaller budget.
         problems: names in ``PROBLEMS``; None is all.
+        command: what was typed, for the record.
 
     Raises:
-        GirsanovError: an unknown name.
+        GirsanovError: an unknown name, a JSON file made with other settings.
     """
     chosen, where = list(methods or METHODS), list(problems or PROBLEMS)
     count, budget = seeds or (1 if fast else 5), FAST if fast else FULL
+    before = None if json_path is None or not Path(json_path).exists() else json.loads(Path(json_path).read_text())
+    empty: dict[str, Any] = {
+        "commands": [command],
+        "settings": settings(budget),
+        "rows": [],
+        "results": [],
+        "exact": {},
+    }
+    if before is not None:
+        merge(before, empty)  # what does not fit is said before anything is trained
     results: dict[tuple[str, str], list[Result]] = {}
     for result in bench(chosen, where, count, budget, lambda line: print(line, file=sys.stderr, flush=True)):
         results.setdefault((result.problem, result.method), []).append(result)
     rows = [row(found, approach(method, PROBLEMS[p])) for (p, method), found in results.items()]
     print(table(rows))
+    record = {
+        **empty,
+        "rows": rows,
+        "results": [dataclasses.asdict(r) for found in results.values() for r in found],
+        "exact": {name: exact(PROBLEMS[name]) for name in where},
+    }
+    record = record if before is None else merge(before, record)
     if json_path is not None:
-        record = {
-            "settings": {"steps": STEPS, "beta": BETA, "seeds": count, "budget": dataclasses.asdict(budget)},
-            "rows": rows,
-            "results": [dataclasses.asdict(r) for found in results.values() for r in found],
-            "exact": {name: exact(PROBLEMS[name]) for name in where},
-        }
-        Path(json_path).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        write_text(Path(json_path), json.dumps(record, indent=1) + "\n")
     if plot_path is not None:
-        draw(Path(plot_path), rows)
+        draw(Path(plot_path), record["rows"])
     return rows

@@ -27,11 +27,29 @@ from girsanov.methods.base import Method
 from girsanov.methods.forward.errors import VelocityError
 from girsanov.methods.forward.old import ConstantDecay
 from girsanov.methods.forward.times import GridTimes
+from girsanov.methods.policy_gradient.credit import StepLength
 from girsanov.methods.policy_gradient.penalty import PathKL, PerStepKL
+from girsanov.methods.policy_gradient.schedules import SlidingWindow
 from girsanov.methods.preference.weights import TiltWeight
 from girsanov.models import Model
 from girsanov.policy import Policy
 from girsanov.surrogates import ScoreFunction
+
+UNIT = 2 * BETA
+"""Weight of the KL where advantages come in units of the reward's std, which is about a half here."""
+
+
+def step_kl(share: float = 1.0) -> PerStepKL:
+    """A KL of steps weighted by their length, as flow_grpo's code has it: ``share * UNIT`` for each of the STEPS."""
+    return PerStepKL(share * UNIT * STEPS, StepLength())
+
+
+def _regression() -> dict[str, Any]:
+    return {"advantage": LeaveOneOut(), "times": GridTimes(), "draws": 5}
+
+
+MOVING = SlidingWindow(every=1, leave=2)
+"""A window that comes by every few iterations: its limit is that of the average over its positions."""
 
 SETTINGS: dict[str, Callable[[BenchProblem], dict[str, Any]]] = {
     "am": lambda p: {"beta": BETA, "sampler": COMMON},
@@ -42,15 +60,26 @@ SETTINGS: dict[str, Callable[[BenchProblem], dict[str, Any]]] = {
         "surrogate": ScoreFunction(),
         "sampler": COMMON,
     },
+    "ddpo": lambda p: {"kl": PathKL(UNIT), "sampler": COMMON},
+    "ddpo-sf": lambda p: {"kl": PathKL(UNIT), "sampler": COMMON},
     "dpok": lambda p: {"kl": PerStepKL(BETA), "sampler": COMMON},
-    "nft": lambda p: {
-        "advantage": LeaveOneOut(),
-        "kappa": BETA,
-        "error": VelocityError(),
-        "decay": ConstantDecay(0.0),
-        "times": GridTimes(),
-        "draws": 5,
-    },
+    "flow-grpo": lambda p: {"kl": step_kl()},
+    "flow-grpo-fast": lambda p: {"kl": step_kl()},
+    "dance-grpo": lambda p: {"kl": PerStepKL(UNIT)},
+    "mix-grpo": lambda p: {"kl": PerStepKL(UNIT), "schedule": MOVING},
+    "mix-grpo-flash": lambda p: {"kl": PerStepKL(UNIT), "schedule": MOVING},
+    "branch-grpo": lambda p: {"kl": PerStepKL(BETA), "advantage": LeaveOneOut()},
+    "grpo-guard": lambda p: {"kl": step_kl(STEPS**0.5)},  # its loss counts std / |dt| times, about sqrt(STEPS)
+    "pcpo": lambda p: {"kl": step_kl(STEPS**-0.5)},  # and its log-ratios std
+    "tempflow-grpo": lambda p: {"kl": step_kl(4.5 * STEPS**-0.5)},
+    "flow-dppo": lambda p: {"kl": step_kl()},
+    "rsm-hinge": lambda p: {"kl": step_kl()},
+    "nft": lambda p: _regression() | {"kappa": BETA, "error": VelocityError(), "decay": ConstantDecay(0.0)},
+    "fpo": lambda p: _regression() | {"kappa": BETA},
+    "ram": lambda p: _regression() | {"beta": BETA},
+    "rvm": lambda p: _regression() | {"scale": 0.5, "b": 0.5 * BETA},
+    "orw-cfm-w2": lambda p: _regression() | {"tau": 0.5, "kappa": 0.5 * BETA},
+    "crd": lambda p: _regression() | {"kappa": 2 * BETA, "error": VelocityError(), "decay": ConstantDecay(0.0)},
     "diffusion-dpo": lambda p: {
         "weight": TiltWeight(beta=BETA, std=float(p.law.cov.trace() / p.law.d) ** 0.5),
         "times": GridTimes(),

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from girsanov.bench.nets import Correction
+from girsanov.bench.problems import GROUP
 from girsanov.errors import GirsanovError
 from girsanov.methods.base import Method, Turn
 from girsanov.noise import Noise, generator
@@ -33,7 +34,7 @@ class Budget:
 
     iterations: int = 300
     batch: int = 4096
-    group: int = 16
+    group: int = GROUP
     lr: float = 0.1
     free_lr: float = 0.005
 

@@ -62,7 +62,7 @@ def test_full_accuracy(name: str, problem: str) -> None:
 
 def test_the_orders() -> None:
     """Limits tend to their laws with order 1 (2 by Heun); Richardson from 40 and 80 steps within 1.5 %."""
-    for name, order in (("am", 1), ("ode-am", 1), ("clipped-pg", 1), ("nft", 2), ("diffusion-dpo", 2)):
+    for name, order in (("am", 1), ("ode-am", 1), ("clipped-pg", 1), ("ddpo", 1), ("rvm", 2), ("diffusion-dpo", 2)):
         for problem in ("gaussian", "gaussian-linear"):
             found = approach(name, PROBLEMS[problem])
             if found is not None:
@@ -105,6 +105,25 @@ def test_output(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert (tmp_path / "bench.png").read_bytes()[:4] == b"\x89PNG"
     text = capsys.readouterr().out
     assert "### gaussian-linear" in text and f"{100 * rows[0]['to_limit']:.2f}" in text and "| draft |" in text
+
+
+def test_rows_of_two_runs_are_merged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A second run replaces its own rows in an existing file and keeps the others, in the usual order of methods."""
+    path, problem = tmp_path / "bench.json", ["gaussian-linear"]
+    budget, report.FAST = report.FAST, Budget(3, 64)
+    try:
+        for names, command in ((["ddpo", "am"], "first"), (["draft", "ddpo"], "second")):
+            run_bench(path, None, names, fast=True, problems=problem, command=command)
+    finally:
+        report.FAST = budget
+    record = json.loads(path.read_text())
+    assert [r["method"] for r in record["rows"]] == ["am", "draft", "ddpo"] and record["commands"] == [
+        "first",
+        "second",
+    ]
+    assert len(record["results"]) == 3 and set(record["exact"]) == {"gaussian-linear"}
+    with pytest.raises(GirsanovError, match="rows were made with other settings"):
+        run_bench(path, None, ["am"], seeds=1, problems=problem)
 
 
 def test_refusals_and_errors_of_summaries() -> None:

@@ -10,6 +10,7 @@ adjoint matching       lean-adjoint recursion on the sampler's kernels          
 ODE adjoint matching   proximal map of the solver                                  proximal map of the flow
 policy gradient        path-KL or per-step recursion, by its penalty               tilted law (path KL)
 forward process        affine velocity that answers its own samples                tilted law (linear reward)
+score as action        path-KL or per-step recursion, proximal map (energy)        tilted law, proximal map
 Diffusion-DPO          one shift of the prediction a time, sampled on the grid     tilted law (tilt weight, round data)
 direct gradients       none: the reward grows without bound                        none
 =====================  ==========================================================  ====================================
@@ -26,11 +27,13 @@ from girsanov.grids import Grid
 from girsanov.methods.adjoint.matching import AdjointMatching
 from girsanov.methods.adjoint.ode import ODEAdjointMatching
 from girsanov.methods.base import Method
+from girsanov.methods.continuous.ctrl import CTRL
 from girsanov.methods.forward.base import ForwardMethod
 from girsanov.methods.policy_gradient.clipped import ClippedPG
 from girsanov.methods.preference.diffusion_dpo import DiffusionDPO
 from girsanov.problems.laws import Gaussian
 from girsanov.problems.limits.adjoint import adjoint_beta, adjoint_limit, proximal_aim, proximal_limit
+from girsanov.problems.limits.continuous import continuous_aim, continuous_limit
 from girsanov.problems.limits.forward import forward_beta, forward_limit
 from girsanov.problems.limits.policy_gradient import policy_gradient_beta, policy_gradient_limit
 from girsanov.problems.limits.preference import dpo_beta, dpo_limit
@@ -56,10 +59,11 @@ def tilted(beta_of: Callable[[Any, GaussianProblem], float | None]) -> Aim:
     return aim
 
 
-LIMITS: dict[type[Method], tuple[Find, Aim]] = {
+LIMITS: dict[type, tuple[Find, Aim]] = {
     AdjointMatching: (adjoint_limit, tilted(adjoint_beta)),
     ODEAdjointMatching: (proximal_limit, proximal_aim),
     ClippedPG: (policy_gradient_limit, tilted(policy_gradient_beta)),
+    CTRL: (continuous_limit, continuous_aim),
     ForwardMethod: (forward_limit, tilted(forward_beta)),
     DiffusionDPO: (dpo_limit, tilted(dpo_beta)),
 }

@@ -18,6 +18,8 @@ No KL, no limit: the reward grows without bound. Trees normalise every depth by 
 advantage has a known c there.
 """
 
+import math
+
 import torch
 
 from girsanov.methods.advantages import LeaveOneOut
@@ -77,7 +79,8 @@ def _scale(method: ClippedPG, problem: GaussianProblem, end: Gaussian, given_sta
     if not method.same_start or given_start is None:
         return signal_scale(method.advantage, problem.group, overall, overall)
     if not problem.linear:  # the spread within a group depends on its start
-        return signal_scale(method.advantage, problem.group, float("nan"), overall)
+        c = signal_scale(method.advantage, problem.group, float("nan"), overall)
+        return None if c is None or math.isnan(c) else c
     return signal_scale(method.advantage, problem.group, reward_std(given_start, problem.reward), overall)
 
 
@@ -112,7 +115,7 @@ def kernels_at_rest(method: ClippedPG, problem: GaussianProblem, sampler: Sample
     return found
 
 
-def trained(method: ClippedPG, sampler: Sampler, noisy: list[int], turn: Turn) -> list[int]:
+def trained(method: ClippedPG, noisy: list[int], turn: Turn) -> list[int]:
     """The steps of the grid that an iteration trains, of those that have noise."""
     return [noisy[k] for k in method.steps(len(noisy), turn)]
 
@@ -121,7 +124,7 @@ def _per_step(method: ClippedPG, problem: GaussianProblem) -> Limit | None:
     kernels, start = problem.chain(method.sampler, method.grid)
     rest = kernels_at_rest(method, problem, method.sampler)
     noisy = [k for k, (kernel, _) in enumerate(rest) if kernel.stochastic]
-    ever = {k for i in range(CYCLE) for k in trained(method, method.sampler, noisy, Turn(0, i, CYCLE))}
+    ever = {k for i in range(CYCLE) for k in trained(method, noisy, Turn(0, i, CYCLE))}
     betas = [beta if k in ever else float("inf") for k, (_, beta) in enumerate(rest)]
 
     def at(c: float) -> Limit:
@@ -145,14 +148,16 @@ def _linear(method: ClippedPG, problem: GaussianProblem) -> Limit | None:
         if c is None:
             return None
         rest = kernels_at_rest(method, problem, sampler)
-        noisy = [k for k, (kernel, _) in enumerate(rest) if kernel.stochastic]
+        noisy, share = [k for k, (kernel, _) in enumerate(rest) if kernel.stochastic], [0.0] * len(grid)
         for turn in when:
-            chosen = trained(method, sampler, noisy, turn)
+            chosen = trained(method, noisy, turn)
             for k in chosen:
-                kernel, beta = rest[k]
-                pull[k] += c * float(kernel.std) * (ends.noise[noisy.index(k)].mT @ b) / len(chosen)
-                price[k] += beta / len(chosen)
-                gains[k] = float(kernel.gain or 1.0)
+                share[k] += 1 / len(chosen)
+        for k in (k for k in noisy if share[k] > 0):
+            kernel, beta = rest[k]
+            pull[k] += share[k] * c * float(kernel.std) * (ends.noise[noisy.index(k)].mT @ b)
+            price[k] += share[k] * beta
+            gains[k] = float(kernel.gain or 1.0)
     free = price > 0
     shifts = torch.zeros_like(pull)
     shifts[free] = pull[free] / (price * gains)[free].unsqueeze(1)
