@@ -3,6 +3,8 @@
 from girsanov.methods.adjoint.matching import AdjointMatching as AdjointMatching
 from girsanov.methods.adjoint.ode import ODEAdjointMatching as ODEAdjointMatching
 from girsanov.methods.base import Method as Method
+from girsanov.methods.continuous.ctrl import CTRL as CTRL
+from girsanov.methods.continuous.published import CTRLFewStep, CTRLRatio
 from girsanov.methods.direct.gradient import AlignProp as AlignProp
 from girsanov.methods.direct.gradient import DirectGradient as DirectGradient
 from girsanov.methods.direct.lv import DRaFTLV as DRaFTLV
@@ -42,6 +44,9 @@ METHODS: dict[str, type[Method]] = {
     "tempflow-grpo": TempFlowGRPO,
     "flow-dppo": FlowDPPO,
     "rsm-hinge": RSMHinge,
+    "ctrl": CTRL,
+    "ctrl-ratio": CTRLRatio,
+    "ctrl-few-step": CTRLFewStep,
     "nft": DiffusionNFT,
     "awm": AWM,
     "fpo": FPO,

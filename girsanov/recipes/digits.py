@@ -48,6 +48,17 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "method": {"grid": UNIFORM, "kl": {"kind": "per-step", "beta": 0.05}},
         "train": {"iterations": 60, "lr": 2e-4},
     },
+    **{
+        name: {
+            "method": {"grid": UNIFORM, "value": {"net": {"classes": CLASSES}}, **parts},
+            "train": {"iterations": 40, "lr": lr},
+        }
+        for name, lr, parts in (
+            ("ctrl", 5e-4, {"price": {"kind": "kl", "beta": 0.6}}),
+            ("ctrl-ratio", 2e-4, {}),
+            ("ctrl-few-step", 5e-5, {}),
+        )
+    },
     "nft": {"method": {"grid": UNIFORM, "kappa": 0.3}, "train": {"iterations": 40, "lr": 2e-4}},
     "diffusion-dpo": {
         "method": {"weight": {"kind": "constant", "beta": 200.0}},

@@ -14,7 +14,7 @@ from girsanov.problems import LinearReward
 from girsanov.train import Run, iterate
 from tests.tiny import tiny_run
 
-METHODS_HERE = ("ode-am", "am", "clipped-pg", "nft", "ddpo", "branch-grpo", "dgpo", "crd")
+METHODS_HERE = ("ode-am", "am", "clipped-pg", "nft", "ddpo", "branch-grpo", "dgpo", "crd", "ctrl", "ctrl-ratio")
 
 
 def curve(run: Run, n: int) -> list[dict[str, float]]:

@@ -100,7 +100,7 @@ def written(entry: dict[str, str]) -> dict[str, Any]:
 def defaults(cls: type) -> dict[str, Any]:
     """The defaults of the fields that a class itself defines."""
     own = set(cls.__annotations__) - ELSEWHERE
-    fields = [f for f in dataclasses.fields(cls) if f.name in own]
+    fields = [f for f in dataclasses.fields(cls) if f.name in own and f.init]
     return {f.name: f.default_factory() if callable(f.default_factory) else f.default for f in fields}  # type: ignore[misc]
 
 
