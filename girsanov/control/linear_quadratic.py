@@ -78,16 +78,16 @@ class LinearQuadratic:
         return dataclasses.replace(self, dt=dt)
 
     def generator(self, V: Tensor) -> Tensor:
-        """Matrix on z of ``(delta E V(X') - V) / dt`` (generator less discount where dt = 0), for V [n + 1, n + 1]."""
+        """Matrix on z of ``(delta E V(X') - V) / dt`` (generator less discount at dt = 0), for V [*, n + 1, n + 1]."""
         n, delta = self.n, math.exp(-self.discount * self.dt)
         rate = -math.expm1(-self.discount * self.dt) / self.dt if self.dt else self.discount
-        along = V[:, :n] @ self.drift  # E' V F, its rows for y
-        out = self.noise.transpose(1, 2) @ V[:n, :n] @ self.noise
-        out = out.sum(0) + self.dt * self.drift.T @ V[:n, :n] @ self.drift
-        out[: n + 1] += along
-        out[:, : n + 1] += along.T
+        along = V[..., :n] @ self.drift  # E' V F, its rows for y
+        K = V[..., :n, :n]
+        out = self.dt * self.drift.T @ K @ self.drift + sum(G.T @ K @ G for G in self.noise)
+        out[..., : n + 1, :] += along
+        out[..., : n + 1] += along.mT
         out = delta * out
-        out[: n + 1, : n + 1] -= rate * V
+        out[..., : n + 1, : n + 1] -= rate * V
         return out
 
     def q_matrix(self, V: Tensor) -> Tensor:
@@ -99,10 +99,10 @@ class LinearQuadratic:
         return torch.cat([torch.eye(self.n + 1).double(), torch.cat([policy.slope, policy.offset[:, None]], 1)])
 
     def average(self, Q: Tensor, policy: AffinePolicy) -> Tensor:
-        """Matrix on y of the average over the policy's actions of ``z' Q z``."""
+        """Matrix on y of the average over the policy's actions of ``z' Q z``, for Q [*, n + 1 + m, n + 1 + m]."""
         T = self.lift(policy)
         out = T.T @ Q @ T
-        out[-1, -1] += (Q[self.n + 1 :, self.n + 1 :] * policy.covariance).sum()
+        out[..., -1, -1] += (Q[..., self.n + 1 :, self.n + 1 :] * policy.covariance).sum((-1, -2))
         return out
 
     @cached_property
@@ -116,7 +116,7 @@ class LinearQuadratic:
 
     def operator(self, policy: AffinePolicy) -> Tensor:
         """The linear map L of a policy on symmetric matrices of y, in ``basis``, [p, p]."""
-        images = torch.stack([self.average(self.generator(u), policy) for u in self.basis])
+        images = self.average(self.generator(self.basis), policy)
         return self.basis.flatten(1) @ images.flatten(1).T
 
     def growth(self, policy: AffinePolicy) -> float:

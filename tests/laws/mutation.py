@@ -45,7 +45,8 @@ class Mutation:
 def function_of(owner: object, name: str) -> types.FunctionType:
     """The plain function behind an attribute."""
     found = inspect.getattr_static(owner, name)
-    found = getattr(found, "fget", None) or getattr(found, "__func__", None) or inspect.unwrap(found)
+    kinds = ("fget", "func", "__func__")  # of properties, cached properties, static methods
+    found = next((f for f in (getattr(found, kind, None) for kind in kinds) if f), None) or inspect.unwrap(found)
     assert isinstance(found, types.FunctionType), f"{name} is no function"
     return found
 
