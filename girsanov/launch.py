@@ -173,6 +173,11 @@ def finish(launch: Launch, parts: Assembled) -> None:
     from girsanov.report import write_card, write_report
 
     draw_samples(launch.folder, parts)
+    if parts.export is not None:
+        about = json.loads((launch.folder.path / "about.json").read_text(encoding="utf-8"))
+        line = parts.export(parts.run, launch.folder.path / "weights")
+        text = json.dumps({**about, "load": line}, indent=2, ensure_ascii=False)
+        write_text(launch.folder.path / "about.json", text + "\n")
     write_card(launch.folder)
     write_report(launch.folder)
 

@@ -154,6 +154,8 @@ class TextPrompts:
         group_size: samples of each.
         metadata: a mapping for each text, or nothing.
         negative: text of the negative branch of guidance; None leaves it out. Encoded once.
+        encode_negative: encodes it, where negative prompts are encoded in another way than others.
+        conditions: further tables of conditions, one row a text (pictures to edit, control); both branches get them.
         seed: key of the order.
 
     ``meta`` of a sample is ``{"text": its text, **its metadata}``.
@@ -165,6 +167,8 @@ class TextPrompts:
     group_size: int
     metadata: Sequence[Mapping[str, Any]] | None = None
     negative: str | None = None
+    encode_negative: Encoder | None = None
+    conditions: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
     seed: int = 0
     groups: Groups = field(init=False, repr=False, compare=False)
     _negative: dict[str, Mapping[str, Tensor]] = field(default_factory=dict, init=False, repr=False, compare=False)
@@ -176,25 +180,34 @@ class TextPrompts:
             raise GirsanovError("texts is empty: give at least one prompt")
         if self.metadata is not None and len(self.metadata) != len(self.texts):
             raise GirsanovError(f"{len(self.metadata)} entries of metadata for {len(self.texts)} texts: give one each")
+        for name, table in self.conditions.items():
+            if len(table) != len(self.texts):
+                raise GirsanovError(
+                    f"{len(table)} rows of the condition {name!r} for {len(self.texts)} texts: give one each"
+                )
         object.__setattr__(self, "groups", Groups(len(self.texts), self.groups_per_batch, self.group_size, self.seed))
 
     def batch(self, iteration: int, rank: int = 0, world_size: int = 1) -> Prompts:
         """This process's requests, the samples of a group side by side."""
         rows, ids, group = self.groups.share(iteration, rank, world_size)
         chosen = rows.tolist()
-        tables = self._encoded([self.texts[r] for r in chosen])
+        own = {name: table[rows] for name, table in self.conditions.items()}
+        tables = {**self._encoded(self.encode, [self.texts[r] for r in chosen]), **own}
         index = torch.arange(len(chosen)).repeat_interleave(self.group_size)
         null = None
         if self.negative is not None:
             if not self._negative:
-                self._negative["tables"] = self._encoded([self.negative])
+                self._negative["tables"] = self._encoded(self.encode_negative or self.encode, [self.negative])
             null = Cond(self._negative["tables"], torch.zeros_like(index))
+            if own:
+                wide = {k: v.expand(len(chosen), *v.shape[1:]) for k, v in self._negative["tables"].items()}
+                null = Cond({**wide, **own}, index)
         extra: Sequence[Mapping[str, Any]] = [{}] * len(self.texts) if self.metadata is None else self.metadata
         entries = [{"text": self.texts[r], **extra[r]} for r in chosen]
         return Prompts(Cond(tables, index, null), ids, group, tuple(e for e in entries for _ in range(self.group_size)))
 
-    def _encoded(self, texts: Sequence[str]) -> Mapping[str, Tensor]:
-        tables = self.encode(texts)
+    def _encoded(self, encode: Encoder, texts: Sequence[str]) -> Mapping[str, Tensor]:
+        tables = encode(texts)
         for name, table in tables.items():
             if len(table) != len(texts):
                 raise GirsanovError(

@@ -9,6 +9,7 @@ The state x is one tensor [B, C, H, W] (video [B, C, F, H, W], audio [B, C, L]) 
 packs its latents into tokens: packing happens around the network.
 """
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
@@ -76,6 +77,7 @@ class Adapter(ABC):
         targets: ends of the names of the layers that get low-rank adapters.
         options: the settings of ``PipelineConfig`` that mean something here.
         classes: number of classes of a class-conditional model, None for texts.
+        scale_argument: the pipeline's argument for the scale of classifier-free guidance.
     """
 
     pipelines: ClassVar[tuple[str, ...]]
@@ -83,6 +85,7 @@ class Adapter(ABC):
     targets: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0")
     options: ClassVar[tuple[str, ...]] = ("height", "width")
     classes: int | None = None
+    scale_argument: ClassVar[str] = "guidance_scale"
 
     def __init__(self, pipe: Any, config: PipelineConfig | None = None) -> None:
         self.pipe, self.config = pipe, config or PipelineConfig()
@@ -172,6 +175,18 @@ class Adapter(ABC):
         """The network with its process, kind of prediction, clock and decoder."""
         n = noising_of(self.pipe.scheduler)
         return Model(self.net, n.process, n.prediction, self.shape, self.decoder(), n.time, guide=self.guide)
+
+    def guidance(self) -> float:
+        """The scale of guidance that the pipeline uses when none is given; 1 for a model distilled to go without."""
+        if getattr(self.pipe, "config", {}).get("is_distilled", False):
+            return 1.0
+        call = inspect.signature(type(self.pipe).__call__).parameters.get(self.scale_argument)
+        return 1.0 if call is None else float(call.default)
+
+    @property
+    def rate(self) -> int:
+        """Samples a second of audio."""
+        return int(getattr(self.pipe.vae.config, "sampling_rate", 44100))
 
     @property
     def times(self) -> PipelineTimes:

@@ -2,6 +2,8 @@
 
 import importlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -100,14 +102,37 @@ def from_hub(name: str) -> Path:
         ) from None
 
 
-def open_pipeline(kind: str, name: str, dtype: torch.dtype) -> Any:
-    """The pipeline with its weights in a dtype; nothing is watermarked or checked for safety here."""
-    package = diffusers()
-    if not hasattr(package, kind):
-        raise GirsanovError(f"diffusers {package.__version__} has no {kind}: upgrade it")
-    quiet = {"safety_checker": None, "requires_safety_checker": False} if kind == "StableDiffusionPipeline" else {}
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the notices and progress bars of loading; errors are shown."""
+    from diffusers.utils import logging as ours
+    from transformers.utils import logging as theirs
+
+    levels, bars = (ours.get_verbosity(), theirs.get_verbosity()), (ours, theirs)
+    ours.set_verbosity_error()
+    theirs.set_verbosity_error()
+    for part in bars:
+        part.disable_progress_bar()
     try:
-        return getattr(package, kind).from_pretrained(name, dtype=dtype, **quiet)
+        yield
+    finally:
+        ours.set_verbosity(levels[0])
+        theirs.set_verbosity(levels[1])
+        for part in bars:
+            part.enable_progress_bar()
+
+
+def open_pipeline(kind: str, name: str, dtype: torch.dtype) -> Any:
+    """The pipeline with its weights in a dtype; the safety checker is left out."""
+    package = diffusers()
+    with quiet():
+        known = hasattr(package, kind)
+    if not known:
+        raise GirsanovError(f"diffusers {package.__version__} has no {kind}: upgrade it")
+    unchecked = {"safety_checker": None, "requires_safety_checker": False} if kind == "StableDiffusionPipeline" else {}
+    try:
+        with quiet():
+            return getattr(package, kind).from_pretrained(name, dtype=dtype, **unchecked)
     except (OSError, ValueError, RuntimeError) as error:
         what = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise GirsanovError(f"{name} cannot be loaded as a {kind} ({what}): download it again") from error

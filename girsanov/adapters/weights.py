@@ -150,9 +150,9 @@ def load_peft(network: nn.Module, folder: Path) -> None:
     inject_adapter_in_model(config, network, ADAPTER)
     saved = load_file(folder / "adapter_model.safetensors")
     plain = {n.removeprefix("base_model.model."): w for n, w in saved.items()}
-    found = set_peft_model_state_dict(network, plain, ADAPTER)
-    if found.unexpected_keys:
-        raise KeyError(f"it has no layer {found.unexpected_keys[0]}")
+    unexpected: list[str] = getattr(set_peft_model_state_dict(network, plain, ADAPTER), "unexpected_keys", [])
+    if unexpected:
+        raise KeyError(f"there is no layer {unexpected[0]}")
 
 
 def merge_adapters(network: nn.Module, strength: float = 1.0) -> None:
@@ -160,10 +160,11 @@ def merge_adapters(network: nn.Module, strength: float = 1.0) -> None:
 
     The network is then an ordinary one: it can be saved as a whole, or get new adapters whose reference is this one.
     """
-    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.tuners.lora import LoraLayer
 
-    for name, module in list(network.named_modules()):
-        if isinstance(module, BaseTunerLayer):
+    layers: list[tuple[str, Any]] = list(network.named_modules())
+    for name, module in layers:
+        if isinstance(module, LoraLayer):
             module.set_scale(ADAPTER, strength)
             module.merge(safe_merge=True, adapter_names=[ADAPTER])
             parent, _, leaf = name.rpartition(".")

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 RECIPES: dict[str, str] = {
     "digits": "girsanov.recipes.digits:DigitsRecipe",
     "mixture": "girsanov.recipes.mixture:MixtureRecipe",
+    "text-to-image": "girsanov.recipes.text_to_image:TextToImage",
+    "class-to-image": "girsanov.recipes.class_to_image:ClassToImage",
 }
 """Every recipe by name."""
 

@@ -108,6 +108,8 @@ class Assembled:
         frontier: (KL, reward) of the best that is possible, where it is known: a line in the report.
         pictured: how many samples the report's pictures show.
         write: writes samples one by one into a folder; None writes an array.
+        export: ``export(run, folder)`` writes the tuned weights for other software and returns the line that loads
+            them; None writes none.
     """
 
     run: Run
@@ -120,6 +122,7 @@ class Assembled:
     write: Callable[[Samples, Path], None] | None = None
     frontier: Sequence[tuple[float, float]] = ()
     pictured: int = 64
+    export: Callable[[Run, Path], str] | None = None
 
     def metric(self, key: str) -> Metric | None:
         """The metric with a key, if there is one."""

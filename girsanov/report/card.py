@@ -15,6 +15,8 @@ def write_card(folder: RunFolder) -> None:
     ]
     alarms = [f"- Iteration {a['iteration']}: {a['message']}." for a in run.alarms] or ["None rang."]
     facts = [f"{label}: {text}." for label, text in run.about.get("facts", {}).items()]
+    load = run.about.get("load")
+    plain = ["In diffusers, on the pipeline it was tuned from:", "", "```python", load, "```", ""] if load else []
     text = "\n".join(
         [
             f"# {run.name}",
@@ -43,6 +45,7 @@ def write_card(folder: RunFolder) -> None:
             f"girsanov evaluate {run.name}",
             "```",
             "",
+            *plain,
             "The weights are `checkpoints/*/current.safetensors`, averaged ones `ema.safetensors` beside them.",
             "",
             "## Repeat",

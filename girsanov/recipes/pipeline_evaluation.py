@@ -1,0 +1,120 @@
+"""How a pipeline is measured: on fixed prompts and noise, by the reward, a held-out judge, diversity and drift."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from girsanov.evaluation.diversity import within_class
+from girsanov.evaluation.drift import path_kl
+from girsanov.grids import Grid
+from girsanov.models import ModelLike
+from girsanov.noise import Noise
+from girsanov.recipes.base import Metric, Samples
+from girsanov.rewards.base import Reward
+from girsanov.rollout import rollout
+from girsanov.samplers import GDDIM, Sampler
+from girsanov.train import Run
+from girsanov.types import Cond, Prompts
+
+METRICS = (
+    Metric("reward", "Reward", "high"),
+    Metric("judge", "Held-out judge", "high"),
+    Metric("diversity", "Diversity (RMS distance within a prompt)"),
+    Metric("kl", "Path KL from the pretrained model"),
+)
+
+
+@dataclass(frozen=True)
+class PipelineEvaluator:
+    """Numbers of a model on fixed prompts and noise.
+
+    Attributes:
+        sampler, grid: the deployed solver.
+        cond: conditions of the P prompts, one row each.
+        meta, labels: what the reward may read of each prompt, and what people read.
+        reward, judge: who measures; the judge may be missing.
+        samples, batch: how many are drawn, and how many at a time.
+        kl_samples: on how many the path KL is measured; 0 leaves it out.
+        seed: key of the noise.
+        device: where they are made.
+    """
+
+    sampler: Sampler
+    grid: Grid
+    cond: Cond
+    meta: Sequence[Any]
+    labels: Sequence[str]
+    reward: Reward
+    judge: Reward | None
+    samples: int
+    batch: int
+    kl_samples: int
+    seed: int
+    device: torch.device
+
+    def requests(self, ids: Tensor) -> Prompts:
+        """The requests with these ids; the prompts take turns."""
+        index = ids % len(self.meta)
+        meta = tuple(self.meta[i] for i in index.tolist())
+        return Prompts(self.cond.take(index).to(self.device), ids, index, meta)
+
+    def start(self, model: ModelLike, ids: Tensor, seed: int) -> tuple[Tensor, Noise]:
+        """First states [n, *D], and the noise of the steps."""
+        noise = Noise(seed, 0, ids, device=self.device)
+        return model.process.prior(noise.normal(model.shape)), noise
+
+    @torch.no_grad()
+    def sample(self, model: ModelLike, n: int, seed: int) -> Samples:
+        """n decoded samples on the host with their prompts."""
+        parts = []
+        for ids in torch.arange(n).split(self.batch):
+            x_T, noise = self.start(model, ids, seed)
+            asked = self.requests(ids)
+            path = rollout(model, self.sampler, self.grid, x_T, asked.cond, noise=noise, keep=())
+            parts.append(model.decode(path.x0).cpu())
+        return Samples(torch.cat(parts), tuple(self.labels[i % len(self.labels)] for i in range(n)))
+
+    @torch.no_grad()
+    def __call__(self, run: Run) -> dict[str, float]:
+        """The numbers of the deployed model; ``NAME_se`` is a standard error."""
+        drawn, ids = self.sample(run.model(), self.samples, self.seed), torch.arange(self.samples)
+        values: dict[str, Tensor] = {"reward": self.scored(self.reward, drawn.x)}
+        if self.judge is not None:
+            values["judge"] = self.scored(self.judge, drawn.x)
+        spread = within_class(drawn.x, ids % len(self.meta)) / math.sqrt(drawn.x[0].numel())
+        values["diversity"] = spread
+        if self.kl_samples:
+            values["kl"] = self.drift(run.model(), run.reference())
+        values = {k: v[v.isfinite()].double() for k, v in values.items()}
+        found = {k: float(v.mean()) for k, v in values.items() if len(v)}
+        return found | {f"{k}_se": float(v.std()) / math.sqrt(len(v)) for k, v in values.items() if len(v) > 1}
+
+    def scored(self, reward: Reward, x: Tensor) -> Tensor:
+        """Scores [n] of the samples, a batch at a time."""
+        parts = torch.arange(len(x)).split(self.batch)
+        return torch.cat([reward(x[ids].to(self.device), self.requests(ids)).cpu().float() for ids in parts])
+
+    def drift(self, tuned: ModelLike, base: ModelLike) -> Tensor:
+        """The path KL of the chain at eta = 1 on each of a few samples, in nats."""
+        parts = []
+        for ids in torch.arange(self.kl_samples).split(self.batch):
+            x_T, noise = self.start(tuned, ids, self.seed)
+            cond = self.requests(ids).cond
+            parts.append(path_kl(tuned, base, GDDIM(1.0), self.grid, x_T, cond, noise=noise).cpu())
+        return torch.cat(parts)
+
+    def metrics(self) -> tuple[Metric, ...]:
+        """What it measures."""
+        left_out = {"judge"} if self.judge is None else set()
+        left_out |= set() if self.kl_samples else {"kl"}
+        left_out |= set() if self.samples >= 2 * len(self.meta) else {"diversity"}
+        return tuple(m for m in METRICS if m.key not in left_out)
+
+
+def told(entry: Mapping[str, Any] | Any) -> str:
+    """A prompt's metadata as a caption."""
+    return str(entry["text"]) if isinstance(entry, Mapping) and "text" in entry else str(entry)

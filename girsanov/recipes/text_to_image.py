@@ -1,0 +1,107 @@
+"""Pipelines that draw from texts (pictures, videos, audio), tuned to a reward on a set of prompts."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from girsanov.adapters.base import Adapter
+from girsanov.adapters.text import PromptEncoder
+from girsanov.errors import GirsanovError
+from girsanov.prompt_sets import PromptSet, read_prompts
+from girsanov.prompts import TextPrompts
+from girsanov.recipes.base import RunConfig
+from girsanov.recipes.pipelines import Asked, PipelineRecipe, PipelineRunConfig
+from girsanov.settings import Count, settings
+from girsanov.types import Cond
+
+
+@settings
+class TextToImageConfig(PipelineRunConfig):
+    """The text recipe's configuration.
+
+    Attributes:
+        prompts: file or data set of training prompts (``girsanov/prompt_sets.py`` says which kinds).
+        prompts_column, prompts_split, prompts_limit: which column, which split, the first so many.
+        prompts_image: column with the path of a picture to edit, for pipelines that take one.
+        eval_prompts: file or data set of held-out prompts; the training prompts by default.
+        eval_limit: how many prompts evaluations use, the first ones.
+        negative: the negative prompt.
+    """
+
+    prompts: str | None = None
+    prompts_column: str | None = None
+    prompts_split: str = "train"
+    prompts_limit: Count | None = None
+    prompts_image: str | None = None
+    eval_prompts: str | None = None
+    eval_limit: Count = 8
+    negative: str = ""
+
+
+class TextToImage(PipelineRecipe):
+    """Tune a text-conditional pipeline of diffusers to a reward."""
+
+    name: ClassVar[str] = "text-to-image"
+    summary: ClassVar[str] = "a pretrained diffusers pipeline and your prompts; model=FOLDER prompts=FILE reward=..."
+    config: ClassVar[type[RunConfig]] = TextToImageConfig
+
+    def asked(self, config: TextToImageConfig, adapter: Adapter, device: torch.device) -> Asked:
+        """The prompts, encoded."""
+        if adapter.classes is not None:
+            raise GirsanovError(f"{config.model} draws classes, not texts: use girsanov run class-to-image")
+        if config.prompts is None:
+            raise GirsanovError("prompts is missing: give a file of prompts with prompts=...")
+        training = self.read(config, config.prompts)
+        held_out = training if config.eval_prompts is None else self.read(config, config.eval_prompts)
+        shown = min(config.eval_limit, len(held_out))
+        encode = PromptEncoder.cached(adapter, device)
+        encode.prepare([config.negative], negative=True)
+        encode.prepare([*training.texts, *held_out.texts[:shown]])
+        source = TextPrompts(
+            texts=training.texts,
+            encode=encode,
+            encode_negative=encode.negative,
+            negative=config.negative,
+            metadata=training.metadata,
+            conditions=pictures(config, adapter, training, len(training)),
+            groups_per_batch=config.groups,
+            group_size=config.group_size,
+            seed=config.train.seed,
+        )
+        index, own = torch.arange(shown), pictures(config, adapter, held_out, shown)
+        null = {k: v.expand(shown, *v.shape[1:]) for k, v in encode.negative([config.negative]).items()}
+        cond = Cond({**encode(held_out.texts[:shown]), **own}, index, Cond({**null, **own}, index))
+        meta = [{"text": t, **m} for t, m in zip(held_out.texts[:shown], held_out.metadata, strict=False)]
+        where = "the same prompts" if config.eval_prompts is None else "held-out prompts"
+        return Asked(source, cond, meta, f"{len(training)} prompts, evaluated on {shown} of {where}.")
+
+    def read(self, config: TextToImageConfig, source: str) -> PromptSet:
+        """A set of prompts."""
+        return read_prompts(source, config.prompts_column, config.prompts_split, config.prompts_limit)
+
+
+def pictures(config: TextToImageConfig, adapter: Any, prompts: PromptSet, count: int) -> dict[str, Tensor]:
+    """The conditions of the pictures that go with the first prompts, if there are any."""
+    if config.prompts_image is None:
+        return {}
+    if not hasattr(adapter, "image_conditions"):
+        raise GirsanovError(f"{type(adapter.pipe).__name__} takes no pictures to edit: leave prompts_image out")
+    found: dict[str, Tensor] = adapter.image_conditions(opened(prompts.column(config.prompts_image)[:count]))
+    return found
+
+
+def opened(paths: Sequence[str]) -> list[Any]:
+    """Pictures of files, RGB."""
+    from PIL import Image, UnidentifiedImageError
+
+    made = []
+    for path in paths:
+        try:
+            with Image.open(Path(path).expanduser()) as picture:
+                made.append(picture.convert("RGB"))
+        except (OSError, UnidentifiedImageError) as error:
+            raise GirsanovError(f"{path} cannot be read as a picture: {error}") from None
+    return made
