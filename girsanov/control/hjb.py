@@ -159,12 +159,20 @@ class HJB:
         N, m = len(self.lattice.nodes), self.environment.action_dim
         now = self.evaluate(start or (lambda x: (torch.zeros(N, m), torch.eye(m).expand(N, m, m))))
         for _ in range(limit):
-            better = self._evaluate(*self.improve(now))
+            mean, covariance, bounded = self.improve(now)
+            better = self._evaluate(mean, covariance)
             change = float((better.V - now.V).abs().max())
             now = better
             if change <= tolerance * (1 + float(now.V.abs().max())):
-                return now
-        raise GirsanovError(f"policy iteration did not converge in {limit} rounds: widen the lattice or refine it")
+                break
+        else:
+            raise GirsanovError(f"policy iteration did not converge in {limit} rounds: widen the lattice or refine it")
+        if not bool(bounded.all()):
+            raise GirsanovError(
+                f"q has no maximum in the action at {int((~bounded).sum())} of {N} nodes: the reward needs a quadratic "
+                "cost of every action that outweighs what its noise gains"
+            )
+        return now
 
     # ---- improving
 
@@ -196,13 +204,16 @@ class HJB:
                         "environment's are not"
                     )
 
-    def improve(self, now: GridSolution) -> tuple[Tensor, Tensor]:
-        """Mean and covariance of a policy that is at each node at least as good for the values of ``now``."""
+    def improve(self, now: GridSolution) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean and covariance of a policy that is at each node at least as good for the values of ``now``.
+
+        Third: where q has a maximum in the action (elsewhere the policy stays as it is), bool [N].
+        """
         up, down = self.lattice.slopes(now.V)
         curvature = self.lattice.curvature(now.V)
         mean, covariance = now.mean, now.covariance
         best = self.hamiltonian(self.averages(mean, covariance), now.V)
-        found = torch.zeros(len(best), dtype=torch.bool)
+        bounded = torch.zeros(len(best), dtype=torch.bool) if self.boundary is None else self.lattice.edge
         for sides in itertools.product((0, 1, -1), repeat=len(self.lattice.axes)):
             side = torch.tensor(sides)
             p = torch.where(side > 0, up, torch.where(side < 0, down, (up + down) / 2))
@@ -210,18 +221,11 @@ class HJB:
             concave, centre, spread = self._maximum(p, P)
             value = self.hamiltonian(self.averages(centre, spread), now.V)
             better = concave & (value > best)
-            found |= concave
+            bounded = bounded | concave
             best = torch.where(better, value, best)
             mean = torch.where(better[:, None], centre, mean)
             covariance = torch.where(better[:, None, None], spread, covariance)
-        if self.boundary is not None:
-            found |= self.lattice.edge
-        if not bool(found.all()):
-            raise GirsanovError(
-                f"q has no maximum in the action at {int((~found).sum())} of {len(found)} nodes: the reward needs a "
-                "quadratic cost of every action that outweighs what its noise gains"
-            )
-        return mean, covariance
+        return mean, covariance, bounded
 
     def _maximum(self, p: Tensor, P: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Whether q is concave, [N], and mean and covariance of ``exp(q / gamma)`` for slopes p and curvatures P."""
@@ -234,7 +238,8 @@ class HJB:
         for (i, u), (j, v) in itertools.combinations(enumerate(units), 2):
             both = tuple(a + b for a, b in zip(u, v, strict=True))
             cost[:, i, j] = cost[:, j, i] = q[u] + q[v] - q[zero] - q[both]
-        concave = torch.linalg.cholesky_ex(cost).info == 0
+        least = 1e-10 * (1 + q[zero].abs())  # what rounding leaves of no cost at all
+        concave = torch.linalg.cholesky_ex(cost - least[:, None, None] * eye).info == 0
         cost = torch.where(concave[:, None, None], cost, eye)
         spread = self.environment.entropy * torch.linalg.inv(cost)
         return concave, torch.linalg.solve(cost, slope[:, :, None])[:, :, 0], (spread + spread.mT) / 2
