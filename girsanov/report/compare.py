@@ -38,11 +38,14 @@ class Entry:
         return [v for v in values if v is not None]
 
     def text(self, key: str, which: str = "after") -> str:
-        """The mean over seeds with its 95 % interval (Student's t), or one run's value with its own interval."""
+        """The mean over seeds with its 95 % interval (Student's t), or one run's value with its own interval.
+
+        Seeds that end in the same number (all untrained models do) say nothing of the spread: the run's own is shown.
+        """
         values, metric = self.values(key, which), self.metric(key)
         if not values or metric is None:
             return "–"
-        if len(values) == 1:
+        if len(set(values)) == 1:
             return f"{metric.text(which)} {metric.interval(which)}".strip()
         half = float(stdtrit(len(values) - 1, 0.975)) * stdev(values) / math.sqrt(len(values))
         return " ± ".join(rounded(mean(values), half, metric.percent))
