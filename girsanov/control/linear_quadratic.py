@@ -176,9 +176,10 @@ class LinearQuadratic:
             lower = max(self.discount, discount + problem.growth(policy) / 2)
             if discount - lower < 1e-9 * discount:
                 raise GirsanovError(
-                    f"the value does not exist at discount {self.discount:.4g}: no feedback was found that keeps the "
-                    f"growth of the state's second moment below it (the least is about {discount:.4g}); raise the "
-                    "discount or the damping -A"
+                    f"the value {f'in steps of dt = {self.dt:.4g} ' if self.dt else ''}does not exist at discount "
+                    f"{self.discount:.4g}: no feedback was found that keeps the growth of the state's second moment "
+                    f"below it (the least is about {discount:.4g}); raise the discount, or "
+                    f"{'lower dt' if self.dt else 'the damping -A'}"
                 )
             discount = lower
 
