@@ -158,10 +158,10 @@ def test_a_prompt_has_the_same_key_in_every_iteration() -> None:
     assert torch.equal(prompt_keys(ask(())), torch.arange(0))
 
 
-def test_ranks_count_from_0_within_each_group() -> None:
-    groups = Groups.of(torch.tensor([7, -2, 7, 7, -2]))
-    assert groups.rank().tolist() == [0, 0, 1, 2, 1]
-    assert groups.rank(torch.tensor([5.0, 1.0, 4.0, 6.0, 0.0])).tolist() == [1, 1, 0, 2, 0]
+def test_groups_as_tables_by_their_size() -> None:
+    groups = Groups.of(torch.tensor([7, -2, 7, 5, 7, -2, 0, 0]))
+    found = [(groups.keys[which].tolist(), rows.tolist()) for which, rows in groups.by_size()]
+    assert found == [([5], [[3]]), ([-2, 0], [[1, 5], [6, 7]]), ([7], [[0, 2, 4]])]
 
 
 @pytest.mark.parametrize(

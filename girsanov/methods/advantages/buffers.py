@@ -37,30 +37,45 @@ class RunningBuffer(Normaliser):
 
     def columns(self, r: Tensor, groups: Groups, state: State) -> tuple[Tensor, Tensor]:
         """``(r - mean) / (std + eps)`` of the prompt's buffer, which holds this batch already."""
-        keys, values, counts = self._stored(r, groups, state)
-        row = torch.searchsorted(keys, groups.keys)
-        rank, n = groups.rank(), groups.count[groups.index]
-        recent = rank >= n - self.size  # of more than a bufferful, only the last ones stay
-        mine = row[groups.index]
-        values[mine[recent], (counts[mine] + rank)[recent] % self.size] = r[recent]
-        counts[row] += groups.count
+        keys, values, counts, row = self._stored(r, groups, state)
+        for which, samples in groups.by_size():
+            mine, new = (
+                row.index_select(0, which),
+                samples[:, -self.size :],
+            )  # of more than fit, only the last ones stay
+            total = counts.index_select(0, mine) + samples.shape[1]
+            counts.index_copy_(0, mine, total)
+            slot = (total.unsqueeze(1) - torch.arange(new.shape[1], 0, -1, device=r.device)) % self.size
+            slot += (mine * self.size).unsqueeze(1)
+            values.view(-1, r.shape[1]).index_copy_(0, slot.view(-1), r.index_select(0, new.reshape(-1)))
         state.update(advantage_keys=keys, advantage_values=values, advantage_counts=counts)
-        filled = counts.clamp_max(self.size)
-        slot = (torch.arange(self.size, device=r.device) < filled.unsqueeze(1)).unsqueeze(2).to(r.dtype)
-        mean = (values * slot).sum(1) / filled.clamp_min(1).unsqueeze(1)
-        std = (((values - mean.unsqueeze(1)).square() * slot).sum(1) / filled.clamp_min(1).unsqueeze(1)).sqrt()
-        own = (filled[mine] >= self.min_count).unsqueeze(1)
-        mean = torch.where(own, mean[mine], r.mean(0))
-        std = torch.where(own, std[mine], r.std(0, correction=0))
-        return (r - mean) / (std + self.eps), std > 1e-12 * mean.abs()
+        filled = counts.index_select(0, row).clamp_max_(self.size).unsqueeze(1)
+        std, mean = spread(values.index_select(0, row), filled)
+        if int(filled.min()) < self.min_count:
+            own = filled >= self.min_count
+            mean, std = torch.where(own, mean, r.mean(0)), torch.where(own, std, r.std(0, correction=0))
+        signal, scale = std > 1e-12 * mean.abs(), std + self.eps
+        return (r - groups.each(mean)) / groups.each(scale), groups.each(signal)
 
-    def _stored(self, r: Tensor, groups: Groups, state: State) -> tuple[Tensor, Tensor, Tensor]:
-        """The buffers with room for the prompts of this batch."""
+    def _stored(self, r: Tensor, groups: Groups, state: State) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Keys [P], buffers [P, size, R] and counts [P] with room for this batch, and the row of each group [G]."""
         known = state.get("advantage_keys", groups.keys[:0]).to(r.device)
+        row = torch.searchsorted(known, groups.keys)
+        if len(known) and torch.equal(known[row.clamp_max(len(known) - 1)], groups.keys):
+            return known, state["advantage_values"].to(r, copy=True), state["advantage_counts"].to(row, copy=True), row
         keys = torch.unique(torch.cat([known, groups.keys]))
         values, counts = r.new_zeros(len(keys), self.size, r.shape[1]), torch.zeros_like(keys)
         if len(known):
             place = torch.searchsorted(keys, known)
             values[place] = state["advantage_values"].to(values)
             counts[place] = state["advantage_counts"].to(counts)
-        return keys, values, counts
+        return keys, values, counts, torch.searchsorted(keys, groups.keys)
+
+
+def spread(values: Tensor, filled: Tensor) -> tuple[Tensor, Tensor]:
+    """Std and mean [P, R] of the first ``filled`` [P, 1] of each buffer, [P, size, R]."""
+    if int(filled.min()) == values.shape[1]:
+        return torch.std_mean(values, 1, correction=0)
+    used = (torch.arange(values.shape[1], device=values.device) < filled).unsqueeze(2)
+    mean = torch.where(used, values, 0.0).sum(1) / filled
+    return (torch.where(used, values - mean.unsqueeze(1), 0.0).square().sum(1) / filled).sqrt(), mean

@@ -1,6 +1,6 @@
-"""Which samples belong together: scatter reductions over groups, ranks within a group, and prompts as group numbers."""
+"""Which samples belong together: scatter reductions over groups, groups as tables, and prompts as group numbers."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
 
@@ -32,25 +32,26 @@ class Groups:
     def mean(self, x: Tensor) -> Tensor:
         """Group means of x [N, R], given back to every sample: [N, R]."""
         total = x.new_zeros(len(self.keys), x.shape[1]).scatter_add_(0, self._rows(x), x)
-        return (total / self.count.to(x.dtype).unsqueeze(1))[self.index]
+        return self.each(total / self.count.to(x.dtype).unsqueeze(1))
 
     def varied(self, x: Tensor) -> Tensor:
         """Whether a sample's group holds different values, to the bit: bool [N, R]."""
         rows, shape = self._rows(x), (len(self.keys), x.shape[1])
         high = x.new_full(shape, -torch.inf).scatter_reduce_(0, rows, x, "amax")
         low = x.new_full(shape, torch.inf).scatter_reduce_(0, rows, x, "amin")
-        return (high > low)[self.index]
+        return self.each(high > low)
 
-    def rank(self, by: Tensor | None = None) -> Tensor:
-        """The place of each sample within its group, from 0: by values [N], or by arrival; int64 [N]."""
-        if by is None:
-            sorted_rows = torch.argsort(self.index, stable=True)
-        else:
-            first = torch.argsort(by, stable=True)
-            sorted_rows = first[torch.argsort(self.index[first], stable=True)]
-        start = self.count.cumsum(0) - self.count
-        place = torch.arange(len(self.index), device=self.index.device) - start[self.index[sorted_rows]]
-        return torch.empty_like(place).index_copy_(0, sorted_rows, place)
+    def each(self, x: Tensor) -> Tensor:
+        """A value of every group, [G, R], given to every sample: [N, R]."""
+        return x.index_select(0, self.index)
+
+    def by_size(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """The groups of each size n: their positions in ``keys`` [g], and their samples by arrival, [g, n]."""
+        order, start = torch.argsort(self.index, stable=True), self.count.cumsum(0) - self.count
+        for n in sorted(set(self.count.tolist())):
+            which = (self.count == n).nonzero().squeeze(1)
+            place = start.index_select(0, which).unsqueeze(1) + torch.arange(n, device=order.device)
+            yield which, order.index_select(0, place.view(-1)).view(-1, n)
 
     def _rows(self, x: Tensor) -> Tensor:
         return self.index.unsqueeze(1).expand_as(x)

@@ -69,11 +69,12 @@ class Trimmed(Normaliser):
 
     def columns(self, r: Tensor, groups: Groups, state: State) -> tuple[Tensor, Tensor]:
         """``(r - trimmed mean) / (trimmed std + eps)``."""
-        n = groups.count[groups.index].unsqueeze(1)
-        rank = torch.stack([groups.rank(column) for column in r.unbind(1)], 1)
-        cut = (self.share * n).floor()
-        kept = ((rank >= cut) & (rank < n - cut)).to(r.dtype)
-        size = groups.mean(kept)
-        centred = r - groups.mean(kept * r) / size
-        std = (groups.mean(kept * centred.square()) / size).sqrt()
-        return centred / (std + self.eps), groups.varied(r) & (std > 0)
+        size = (len(groups.keys), r.shape[1])
+        mean, std, signal = r.new_empty(size), r.new_empty(size), torch.empty(size, dtype=torch.bool, device=r.device)
+        for which, rows in groups.by_size():
+            n = rows.shape[1]
+            cut = int(self.share * n)
+            kept = r.index_select(0, rows.view(-1)).view(*rows.shape, -1).sort(1).values[:, cut : n - cut]
+            std[which], mean[which] = torch.std_mean(kept, 1, correction=0)
+            signal[which] = kept[:, 0] < kept[:, -1]
+        return (r - groups.each(mean)) / groups.each(std + self.eps), groups.each(signal)
