@@ -242,12 +242,27 @@ def study_command(chosen: argparse.Namespace, command: str) -> int:
     return 0
 
 
+def data_command(chosen: argparse.Namespace, command: str) -> int:
+    """``girsanov data``."""
+    from girsanov.data.commands import ACTIONS
+
+    return ACTIONS[chosen.action](chosen)
+
+
 def serve_reward_command(chosen: argparse.Namespace, command: str) -> int:
     """``girsanov serve-reward``."""
     from girsanov.rewards import load_reward
     from girsanov.rewards.server import serve_reward
 
     serve_reward(load_reward(chosen.reward), chosen.host, chosen.port, chosen.max_mb)
+    return 0
+
+
+def train_reward_command(chosen: argparse.Namespace, command: str) -> int:
+    """``girsanov train-reward``."""
+    from girsanov.reward_models.report import train_reward
+
+    print(train_reward(chosen, command))
     return 0
 
 
