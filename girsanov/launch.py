@@ -3,6 +3,7 @@
 The first Ctrl-C (or SIGTERM) lets the iteration finish, saves and says how to go on; the second one stops at once.
 """
 
+import dataclasses
 import json
 import os
 import signal
@@ -18,12 +19,20 @@ import torch
 from tqdm import tqdm
 
 from girsanov.callbacks import TRACKERS, Alarm, Alarms, Checkpoints, Evaluation, Metrics, Progress
-from girsanov.callbacks.alarms import KLRange, NotFinite, OldIsCurrent, RatioNotOne, RewardHacking, ZeroVariance
+from girsanov.callbacks.alarms import (
+    AllDropped,
+    KLRange,
+    NotFinite,
+    OldIsCurrent,
+    RatioNotOne,
+    RewardHacking,
+    ZeroVariance,
+)
 from girsanov.checkpoint import checkpoints, load_weights, restore, verify
 from girsanov.config import describe, dump_config, load_config, merge, read_yaml
 from girsanov.disk import write_text
 from girsanov.errors import GirsanovError
-from girsanov.folder import RunFolder
+from girsanov.folder import RunFolder, clean
 from girsanov.recipes import get_recipe
 from girsanov.recipes.base import Assembled, Recipe, RunConfig
 from girsanov.train import Callback, Run, train
@@ -120,6 +129,7 @@ def callbacks_of(launch: Launch, parts: Assembled, quiet: bool) -> list[Callback
         "kl-range": KLRange(config.kl_max),
         "ratio-not-one": RatioNotOne(),
         "zero-variance": ZeroVariance(),
+        "all-dropped": AllDropped(),
         "old-is-current": OldIsCurrent(),
     }
     best = "reward" if judge is None else "judge"
@@ -178,6 +188,9 @@ def finish(launch: Launch, parts: Assembled) -> None:
         line = parts.export(parts.run, launch.folder.path / "weights")
         text = json.dumps({**about, "load": line}, indent=2, ensure_ascii=False)
         write_text(launch.folder.path / "about.json", text + "\n")
+    if parts.drawings is not None:
+        shown = [dataclasses.asdict(drawing) for drawing in parts.drawings(parts.run)]
+        write_text(launch.folder.path / "drawings.json", json.dumps(clean({"drawings": shown})) + "\n")
     write_card(launch.folder)
     write_report(launch.folder)
 

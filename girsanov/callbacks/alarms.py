@@ -90,7 +90,8 @@ class NotFinite(Alarm):
 
     def check(self, run: Run, metrics: Mapping[str, float], memory: dict[str, Any]) -> str | None:
         """Names the metrics."""
-        bad = [name for name, value in metrics.items() if not math.isfinite(value)]
+        nobody = {"reward", "reward_std"} if metrics.get("dropped", 0.0) >= 1 else set()  # ``AllDropped`` says so
+        bad = [name for name, value in metrics.items() if not math.isfinite(value) and name not in nobody]
         if not bad:
             return None
         return (
@@ -162,13 +163,27 @@ class ZeroVariance(Alarm):
     share: float = 0.5
 
     def check(self, run: Run, metrics: Mapping[str, float], memory: dict[str, Any]) -> str | None:
-        """Looks at the share of samples in such groups."""
-        value = metrics.get("zero_variance", 0.0)
+        """Looks at the share of samples in such groups, besides those whose reward failed."""
+        value = metrics.get("zero_variance", 0.0) - metrics.get("dropped", 0.0)
         if value <= self.share:
             return None
         return (
             f"groups without variance: {value:.0%} of the samples share their reward with their whole group and teach "
             "nothing: use larger groups, harder prompts, or a finer reward"
+        )
+
+
+@dataclass(frozen=True)
+class AllDropped(Alarm):
+    """No sample of a batch has a reward: every call of it failed, and the failures are let pass."""
+
+    def check(self, run: Run, metrics: Mapping[str, float], memory: dict[str, Any]) -> str | None:
+        """Looks at the share of dropped samples."""
+        if metrics.get("dropped", 0.0) < 1:
+            return None
+        return (
+            "every sample was dropped: the reward failed for the whole batch, so nothing is learned from it: mend the "
+            "reward (or its server), or end such runs with stop_on=[all-dropped]"
         )
 
 
@@ -202,6 +217,7 @@ ALARMS: dict[str, type[Alarm]] = {
     "kl-range": KLRange,
     "ratio-not-one": RatioNotOne,
     "zero-variance": ZeroVariance,
+    "all-dropped": AllDropped,
     "old-is-current": OldIsCurrent,
 }
 """Every alarm by name."""

@@ -15,10 +15,13 @@ from girsanov.errors import GirsanovError
 from girsanov.methods.base import Method
 from girsanov.models import Model, ModelLike
 from girsanov.policy import Policy
+from girsanov.report.svg import Line
 from girsanov.settings import Count, Positive, settings
 from girsanov.train import Run, TrainConfig
 
-AlarmName = Literal["reward-hacking", "not-finite", "kl-range", "ratio-not-one", "zero-variance", "old-is-current"]
+AlarmName = Literal[
+    "reward-hacking", "not-finite", "kl-range", "ratio-not-one", "zero-variance", "all-dropped", "old-is-current"
+]
 
 
 @settings
@@ -94,6 +97,22 @@ class Samples:
 
 
 @dataclass(frozen=True)
+class Drawing:
+    """A chart of what a run has learned, for its report.
+
+    Attributes:
+        title, x_label: of the chart.
+        lines: what it shows.
+        note: a sentence below.
+    """
+
+    title: str
+    x_label: str
+    lines: Sequence[Line]
+    note: str = ""
+
+
+@dataclass(frozen=True)
 class Assembled:
     """A recipe put together.
 
@@ -110,6 +129,7 @@ class Assembled:
         write: writes samples one by one into a folder; None writes an array.
         export: ``export(run, folder)`` writes the tuned weights for other software and returns the line that loads
             them; None writes none.
+        drawings: ``drawings(run)`` -> what the run has learned beside the exact answer, for the report.
     """
 
     run: Run
@@ -123,6 +143,7 @@ class Assembled:
     frontier: Sequence[tuple[float, float]] = ()
     pictured: int = 64
     export: Callable[[Run, Path], str] | None = None
+    drawings: Callable[[Run], Sequence[Drawing]] | None = None
 
     def metric(self, key: str) -> Metric | None:
         """The metric with a key, if there is one."""

@@ -6,11 +6,20 @@ import pytest
 import torch
 
 from girsanov.callbacks import ALARMS, Alarms
-from girsanov.callbacks.alarms import KLRange, NotFinite, OldIsCurrent, RatioNotOne, RewardHacking, ZeroVariance
+from girsanov.callbacks.alarms import (
+    AllDropped,
+    KLRange,
+    NotFinite,
+    OldIsCurrent,
+    RatioNotOne,
+    RewardHacking,
+    ZeroVariance,
+)
 from girsanov.folder import RunFolder
 from girsanov.methods import METHODS
 from girsanov.problems import LinearReward
 from girsanov.recipes.base import AlarmName
+from girsanov.rewards.pool import Drop, PooledReward
 from girsanov.train import Run, iterate, train
 from tests.tiny import restless_run, tiny_run
 
@@ -98,6 +107,31 @@ def test_groups_without_variance() -> None:
         "larger groups, harder prompts, or a finer reward"
     )
     assert ZeroVariance().check(run, {"zero_variance": 0.4}, {}) is None
+
+
+def failing(share: float) -> PooledReward:
+    """A reward whose calls fail, the first ``share`` of each batch; failures are let pass."""
+
+    def score(x: torch.Tensor, prompts: list[object]) -> torch.Tensor:
+        return torch.where(torch.arange(len(x)) < share * len(x), torch.nan, x.sum(1).double())
+
+    return PooledReward(score, on_failure=Drop())
+
+
+@pytest.mark.parametrize("name", ["clipped-pg", "nft"])
+def test_a_batch_without_any_reward_rings_and_says_only_that(name: str) -> None:
+    """With every sample dropped one alarm speaks; with half of them none does."""
+    for share, rings in ((1.0, ["all-dropped"]), (0.5, [])):
+        run = tiny_run(METHODS[name](reward=failing(share)))
+        metrics = iterate(run)
+        assert metrics["dropped"] == share
+        others = {"all-dropped": AllDropped(), "not-finite": NotFinite(), "zero-variance": ZeroVariance()}
+        assert [n for n, alarm in others.items() if alarm.check(run, metrics, {})] == rings
+    assert AllDropped().check(run, {"dropped": 1.0}, {}) == (
+        "every sample was dropped: the reward failed for the whole batch, so nothing is learned from it: mend the "
+        "reward (or its server), or end such runs with stop_on=[all-dropped]"
+    )
+    assert AllDropped().check(run, {}, {}) is None
 
 
 def test_an_old_policy_that_never_lags() -> None:

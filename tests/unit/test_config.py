@@ -121,8 +121,8 @@ ONE = {
     "slope=[1, 2, 3]": "slope must have at most 2 items, not [1, 2, 3]",
     "slope=[1, x]": "slope.1 must be a valid number, not 'x'",
     "stop_on=[hacking]": (
-        "stop_on.0 must be 'reward-hacking', 'not-finite', 'kl-range', 'ratio-not-one', 'zero-variance' or "
-        "'old-is-current', not 'hacking'"
+        "stop_on.0 must be 'reward-hacking', 'not-finite', 'kl-range', 'ratio-not-one', 'zero-variance', 'all-dropped' "
+        "or 'old-is-current', not 'hacking'"
     ),
 }
 
