@@ -146,6 +146,242 @@ def stable_diffusion(prediction: str = "epsilon") -> Any:
     )
 
 
+def sd2() -> Any:
+    """Stable Diffusion 2.x: predicts v."""
+    return stable_diffusion("v_prediction")
+
+
+def sdxl() -> Any:
+    from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
+
+    tokenizer = clip_tokenizer()
+    network = unet(
+        cross_attention_dim=32,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=16 + 6 * 8,
+    )
+    published = {"timestep_spacing": "leading", "steps_offset": 1, "clip_sample": False}
+    scheduler = EulerDiscreteScheduler.from_config({**BETAS, **published})
+    return StableDiffusionXLPipeline(
+        vae=autoencoder(force_upcast=True),
+        text_encoder=clip_text(tokenizer),
+        text_encoder_2=clip_text(tokenizer, projection=True),
+        tokenizer=tokenizer,
+        tokenizer_2=tokenizer,
+        unet=network,
+        scheduler=scheduler,
+        add_watermarker=False,
+    )
+
+
+def flux() -> Any:
+    from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+
+    clip, t5 = clip_tokenizer(), t5_tokenizer()
+    transformer = FluxTransformer2DModel(
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=16,
+        pooled_projection_dim=16,
+        axes_dims_rope=(4, 4, 8),
+        guidance_embeds=True,
+    )
+    return FluxPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift=3.0),
+        vae=autoencoder(shift_factor=0.1, scaling_factor=0.4, use_quant_conv=False, use_post_quant_conv=False),
+        text_encoder=clip_text(clip),
+        tokenizer=clip,
+        text_encoder_2=t5_text(t5),
+        tokenizer_2=t5,
+        transformer=shaken(transformer),
+    )
+
+
+def qwen_image() -> Any:
+    from diffusers import (
+        AutoencoderKLQwenImage,
+        FlowMatchEulerDiscreteScheduler,
+        QwenImagePipeline,
+        QwenImageTransformer2DModel,
+    )
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+    tokenizer = qwen_tokenizer()
+    text = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]},
+    }
+    vision = {"depth": 1, "hidden_size": 8, "intermediate_size": 8, "num_heads": 2, "out_hidden_size": 16}
+    language = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=vision))
+    transformer = QwenImageTransformer2DModel(
+        in_channels=16,
+        out_channels=4,
+        num_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=16,
+        axes_dims_rope=(8, 4, 4),
+    )
+    vae = AutoencoderKLQwenImage(
+        base_dim=8,
+        z_dim=4,
+        dim_mult=[1, 1],
+        num_res_blocks=1,
+        temperal_downsample=[False],
+        latents_mean=[0.1, -0.2, 0.3, 0.0],
+        latents_std=[1.5, 0.8, 1.0, 2.0],
+    )
+    scheduler = FlowMatchEulerDiscreteScheduler(
+        use_dynamic_shifting=True, base_shift=0.5, max_shift=0.9, max_image_seq_len=8192, shift_terminal=0.02
+    )
+    return QwenImagePipeline(
+        scheduler=scheduler,
+        vae=shaken(vae),
+        text_encoder=shaken(language),
+        tokenizer=tokenizer,
+        transformer=shaken(transformer),
+    )
+
+
+def sana() -> Any:
+    from diffusers import AutoencoderDC, DPMSolverMultistepScheduler, SanaPipeline, SanaTransformer2DModel
+    from transformers import Gemma2Config, Gemma2Model
+
+    tokenizer = gemma_tokenizer()
+    language = Gemma2Model(
+        Gemma2Config(
+            vocab_size=len(tokenizer),
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            head_dim=8,
+        )
+    )
+    transformer = SanaTransformer2DModel(
+        in_channels=4,
+        out_channels=4,
+        num_attention_heads=2,
+        attention_head_dim=8,
+        num_layers=2,
+        num_cross_attention_heads=2,
+        cross_attention_head_dim=8,
+        cross_attention_dim=16,
+        caption_channels=16,
+        sample_size=8,
+    )
+    vae = AutoencoderDC(
+        latent_channels=4,
+        attention_head_dim=2,
+        encoder_block_types="ResBlock",
+        decoder_block_types="ResBlock",
+        encoder_block_out_channels=(8, 8, 8),
+        decoder_block_out_channels=(8, 8, 8),
+        encoder_layers_per_block=(1, 1, 1),
+        decoder_layers_per_block=(1, 1, 1),
+        encoder_qkv_multiscales=((), (), ()),
+        decoder_qkv_multiscales=((), (), ()),
+        scaling_factor=0.41407,
+    )
+    scheduler = DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
+    return SanaPipeline(
+        tokenizer=tokenizer,
+        text_encoder=shaken(language),
+        vae=shaken(vae),
+        transformer=shaken(transformer),
+        scheduler=scheduler,
+    )
+
+
+def wan() -> Any:
+    from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
+
+    t5 = t5_tokenizer()
+    transformer = WanTransformer3DModel(
+        num_attention_heads=2,
+        attention_head_dim=12,
+        in_channels=4,
+        out_channels=4,
+        text_dim=16,
+        freq_dim=16,
+        ffn_dim=32,
+        num_layers=2,
+        rope_max_seq_len=32,
+    )
+    vae = AutoencoderKLWan(
+        base_dim=8,
+        z_dim=4,
+        dim_mult=[1, 1],
+        num_res_blocks=1,
+        temperal_downsample=[True],
+        latents_mean=[0.1, -0.2, 0.3, 0.0],
+        latents_std=[1.5, 0.8, 1.0, 2.0],
+        scale_factor_spatial=2,
+        scale_factor_temporal=2,
+    )
+    return WanPipeline(
+        tokenizer=t5,
+        text_encoder=t5_text(t5, "UMT5EncoderModel"),
+        transformer=shaken(transformer),
+        vae=shaken(vae),
+        scheduler=UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0),
+    )
+
+
+def stable_audio() -> Any:
+    from diffusers import (
+        AutoencoderOobleck,
+        EDMDPMSolverMultistepScheduler,
+        StableAudioDiTModel,
+        StableAudioPipeline,
+        StableAudioProjectionModel,
+    )
+
+    t5 = t5_tokenizer()
+    transformer = StableAudioDiTModel(
+        sample_size=16,
+        in_channels=4,
+        out_channels=4,
+        num_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        num_key_value_attention_heads=2,
+        cross_attention_dim=32,
+        time_proj_dim=16,
+        global_states_input_dim=32,
+        cross_attention_input_dim=16,
+    )
+    vae = AutoencoderOobleck(
+        encoder_hidden_size=8,
+        downsampling_ratios=[2, 4],
+        channel_multiples=[1, 2],
+        decoder_channels=8,
+        decoder_input_channels=4,
+        sampling_rate=64,
+    )
+    scheduler = EDMDPMSolverMultistepScheduler(
+        sigma_min=0.3, sigma_max=500, sigma_data=1.0, sigma_schedule="exponential", prediction_type="v_prediction"
+    )
+    return StableAudioPipeline(
+        vae=shaken(vae),
+        text_encoder=t5_text(t5),
+        projection_model=shaken(StableAudioProjectionModel(16, 16, 0, 4)),
+        tokenizer=t5,
+        transformer=shaken(transformer),
+        scheduler=scheduler,
+    )
+
+
 def sd3() -> Any:
     from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
 
@@ -262,6 +498,13 @@ FAMILIES: dict[str, Callable[[], Any]] = {
     "sd15": stable_diffusion,
     "sd3": sd3,
     "flux2-klein": flux2_klein,
+    "sd2": sd2,
+    "sdxl": sdxl,
+    "flux": flux,
+    "qwen-image": qwen_image,
+    "sana": sana,
+    "wan": wan,
+    "stable-audio": stable_audio,
     "dit": dit,
 }
 """Every tiny pipeline by a short name."""

@@ -15,8 +15,14 @@ from girsanov.errors import GirsanovError
 FAMILIES: dict[str, str] = {
     "StableDiffusionPipeline": "girsanov.adapters.stable_diffusion:StableDiffusion",
     "StableDiffusion3Pipeline": "girsanov.adapters.sd3:StableDiffusion3",
-    "DiTPipeline": "girsanov.adapters.dit:DiT",
     "Flux2KleinPipeline": "girsanov.adapters.flux2:Flux2Klein",
+    "StableDiffusionXLPipeline": "girsanov.adapters.sdxl:StableDiffusionXL",
+    "FluxPipeline": "girsanov.adapters.flux:Flux",
+    "QwenImagePipeline": "girsanov.adapters.qwen_image:QwenImage",
+    "SanaPipeline": "girsanov.adapters.sana:Sana",
+    "DiTPipeline": "girsanov.adapters.dit:DiT",
+    "WanPipeline": "girsanov.adapters.wan:Wan",
+    "StableAudioPipeline": "girsanov.adapters.stable_audio:StableAudio",
 }
 """Pipeline class -> adapter, as ``module:Class``, imported when a pipeline of it is loaded."""
 
@@ -133,6 +139,13 @@ def open_pipeline(kind: str, name: str, dtype: torch.dtype) -> Any:
     try:
         with quiet():
             return getattr(package, kind).from_pretrained(name, dtype=dtype, **unchecked)
+    except ImportError as error:
+        raise GirsanovError(f"{name} needs a package that is not installed: {first_line(error)}") from error
     except (OSError, ValueError, RuntimeError) as error:
-        what = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise GirsanovError(f"{name} cannot be loaded as a {kind} ({what}): download it again") from error
+        raise GirsanovError(f"{name} cannot be loaded as a {kind} ({first_line(error)}): download it again") from error
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

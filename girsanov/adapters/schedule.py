@@ -1,12 +1,13 @@
 r"""What a diffusers scheduler says about the network: its process, its kind of prediction, its clock and its times.
 
-==========================  ==============  ==========================================  =============
-scheduler                   process         clock (what the network receives)           prediction
-==========================  ==============  ==========================================  =============
-flow matching               rectified flow  ``1000 t``, where sigma = t                 velocity
-a table of ``alpha_bar_i``  VP table        ``i = N t - 1``                             eps, v or x0
-EDM with data of std 1      cosine          ``t = (2 / pi) atan(sigma_EDM)``            v
-==========================  ==============  ==========================================  =============
+==========================  ==============  ==============================  ==========
+scheduler                   process         clock (what the network sees)   prediction
+==========================  ==============  ==============================  ==========
+flow matching               rectified flow  ``1000 t``, where sigma = t     velocity
+a table of ``alpha_bar_i``  VP table        ``i = N t - 1``                 eps, v, x0
+EDM with data of std 1      cosine          ``log(tan(pi t / 2)) / 4``      v
+DPM on the cosine clock     cosine          ``t``                           v
+==========================  ==============  ==============================  ==========
 
 EDM's state is ``x0 + sigma eps`` and its network sees ``(x0 + sigma eps) / sqrt(1 + sigma^2)``, which is the cosine
 process at ``tan(pi t / 2) = sigma``. Steps of Euler's method in that clock are DDIM's. So first-order deterministic
@@ -56,10 +57,10 @@ def noising_of(scheduler: Any) -> Noising:
         total = config.num_train_timesteps
         whole = not name.startswith("FlowMatch")  # multistep solvers hand the network whole numbers
         return Noising(RectifiedFlow(), "velocity", (lambda t: whole_part(total * t)) if whole else lambda t: total * t)
-    if name.startswith("EDM"):
+    if name.startswith(("EDM", "Cosine")):
         if config.sigma_data != 1.0 or kind != "v_prediction":
             raise GirsanovError(f"{name} is understood for data of std 1 and v_prediction alone: give your own Model")
-        return Noising(Cosine(), "v", lambda t: t)
+        return Noising(Cosine(), "v", (lambda t: t) if name.startswith("Cosine") else quarter_log)
     if not hasattr(scheduler, "alphas_cumprod") or kind not in KINDS:
         raise GirsanovError(
             f"the scheduler {name} ({kind}) is not understood: put DDIMScheduler or FlowMatchEulerDiscreteScheduler "
@@ -70,6 +71,11 @@ def noising_of(scheduler: Any) -> Noising:
     table = scheduler.alphas_cumprod.double().clamp_min(LEAST_ALPHA_BAR)
     total = len(table)
     return Noising(VPTable(table.tolist()), KINDS[kind], lambda t: total * t - 1)
+
+
+def quarter_log(t: Tensor) -> Tensor:
+    """EDM's clock, a quarter of the logarithm of ``tan(pi t / 2)``."""
+    return torch.log(torch.tan(t * (math.pi / 2))) / 4
 
 
 def is_flow(scheduler: Any) -> bool:
@@ -88,6 +94,8 @@ def sampler_of(scheduler: Any) -> Sampler:
     config, name = scheduler.config, type(scheduler).__name__
     midpoint = config.get("solver_order") == 2 and config.get("solver_type") == "midpoint"
     if name in SECOND_ORDER and midpoint and config.get("algorithm_type") == "dpmsolver++":
+        return DPMSolverPP2M()
+    if name.startswith("Cosine"):  # an SDE solver of its own; this is its ODE
         return DPMSolverPP2M()
     if name in ANCESTRAL:
         return GDDIM(1.0)

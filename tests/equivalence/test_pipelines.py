@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from girsanov.adapters.base import Adapter, PipelineConfig
+from girsanov.adapters.latents import pack, unpack
 from girsanov.adapters.load import load_pipeline
 from girsanov.adapters.text import PromptEncoder
 from girsanov.models import Guided, Model
@@ -37,6 +38,8 @@ class Case:
         guidance: the name of its guidance scale.
         layout: the network's or the pipeline's tensors as states [B, *D].
         start: states as the pipeline takes them.
+        negative: the negative prompt, where the pipeline takes one.
+        data: what the adapter decodes as the pipeline gives it out.
     """
 
     config: PipelineConfig = field(default_factory=lambda: PipelineConfig(height=16, width=24))
@@ -46,6 +49,7 @@ class Case:
     layout: Callable[[Tensor, Adapter], Tensor] = lambda x, adapter: x
     start: Callable[[Tensor], Tensor] = lambda x: x
     negative: str | None = LINES[4]
+    data: Callable[[Tensor], Tensor] = lambda x: (x / 2 + 0.5).clamp(0, 1)
 
 
 def grid_of_tokens(x: Tensor, adapter: Adapter) -> Tensor:
@@ -71,6 +75,32 @@ CASES: dict[str, Case] = {
         layout=lambda x, adapter: grid_of_tokens(x, adapter),
         negative=None,
     ),
+    "sd2": Case(schedulers=TABLE),
+    "sdxl": Case(schedulers=("DDIMScheduler", "DPMSolverMultistepScheduler")),
+    "flux": Case(
+        config=PipelineConfig(height=16, width=24, tokens=20, guidance_input=2.0),
+        call={"max_sequence_length": 20, "guidance_scale": 2.0},
+        guidance="true_cfg_scale",
+        layout=lambda x, adapter: unpack(x, *adapter.shape[1:]),
+        start=pack,
+    ),
+    "qwen-image": Case(guidance="true_cfg_scale", layout=lambda x, adapter: unpack(x, *adapter.shape[1:]), start=pack),
+    "sana": Case(
+        config=PipelineConfig(height=32, width=64, tokens=20),
+        schedulers=("FlowMatchEulerDiscreteScheduler",),
+        call={"max_sequence_length": 20, "use_resolution_binning": False},
+    ),
+    "wan": Case(
+        config=PipelineConfig(height=16, width=32, frames=5, tokens=20),
+        schedulers=("FlowMatchEulerDiscreteScheduler",),
+        call={"max_sequence_length": 20, "num_frames": 5},
+        data=lambda x: (x.transpose(1, 2) / 2 + 0.5).clamp(0, 1),
+    ),
+    "stable-audio": Case(
+        config=PipelineConfig(seconds=1.5),
+        call={"audio_end_in_s": 1.5},
+        data=lambda x: x,
+    ),
 }
 
 
@@ -85,7 +115,9 @@ class Pair:
         self.pipe = self.adapter.pipe
         self.pipe.set_progress_bar_config(disable=True)
         if scheduler is not None:
-            self.pipe.scheduler = getattr(diffusers, scheduler).from_config(self.pipe.scheduler.config, **FLOW[name])
+            self.pipe.scheduler = getattr(diffusers, scheduler).from_config(
+                self.pipe.scheduler.config, **FLOW.get(name, {})
+            )
             self.adapter = type(self.adapter)(self.pipe, self.case.config)
         self.model: Model = self.adapter.model()
         self.cond = conditions(self.adapter, self.case.negative or "")
@@ -125,7 +157,11 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return tmp_path_factory.mktemp("pipelines")
 
 
-FLOW = {"sd15": {}, "sd3": {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": 3.0}}
+FLOW: dict[str, dict[str, Any]] = {
+    "wan": {"shift": 3.0},
+    "sana": {"shift": 3.0},
+    "sd3": {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": 3.0},
+}
 """What a scheduler must be told besides the configuration of the pipeline's own."""
 
 EVERY = [(name, s) for name, case in CASES.items() for s in (None, *case.schedulers)]
@@ -170,7 +206,7 @@ def test_what_is_decoded_is_that_of_the_pipeline(name: str, root: Any) -> None:
     with torch.no_grad():
         x0 = rollout(Guided(pair.model, SCALE), pair.adapter.sampler(), pair.adapter.grid(2), pair.start, pair.cond).x0
         ours = pair.model.decode(x0)
-    close((ours / 2 + 0.5).clamp(0, 1), theirs, 1e-4)
+    close(pair.case.data(ours), theirs, 1e-4)
 
 
 def test_pictures_to_edit_enter_as_conditions(root: Any) -> None:
