@@ -174,7 +174,7 @@ class LinearQuadratic:
                 return problem.evaluate(policy)
             # the best policy at this discount is admissible at some lower ones: go half of the way
             lower = max(self.discount, discount + problem.growth(policy) / 2)
-            if discount - lower < 1e-9 * discount:
+            if discount - lower < 1e-5 * discount:
                 raise GirsanovError(
                     f"the value {f'in steps of dt = {self.dt:.4g} ' if self.dt else ''}does not exist at discount "
                     f"{self.discount:.4g}: no feedback was found that keeps the growth of the state's second moment "
@@ -187,6 +187,11 @@ class LinearQuadratic:
         """Policy iteration from an admissible policy until it does not move."""
         for _ in range(100):
             better = self.improve(self.evaluate(policy).V)
+            if not self.growth(better) < 0:
+                raise GirsanovError(
+                    "the optimal value does not exist: the better a policy, the faster the state grows, because the "
+                    "cost [[M, R'], [R, N]] of state and action is not positive definite; raise M or N"
+                )
             pairs = [
                 (better.slope, policy.slope),
                 (better.offset, policy.offset),

@@ -33,6 +33,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("lq", {"A": float("inf")}, "A must be a finite number"),
     ("lq", {"N": -1.0}, "N - sum_j D_j' K D_j, the cost of the action less what its noise gains"),
     ("lq", {"A": -30.0, "B": 0.05, "dt": 0.2}, "the value in steps of dt = 0.2 does not exist at discount 1"),
+    ("lq", {"M": 0.1, "R": -4.0, "B": 1.0, "D": 0.0}, "[[M, R'], [R, N]]"),
     ("lq-nd", {"B": ((0.0,),)}, "the shape of B is [1, 1] and must be [2, 1]: there are 2 states (rows of A)"),
     ("lq-nd", {"A": ((0.0, 1.0), (0.0,))}, "the rows of A are not equally long"),
     ("lq-nd", {"M": ((1.0, 0.5), (0.0, 1.0))}, "the matrix M must be symmetric"),
