@@ -16,7 +16,8 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, get_args
 
@@ -49,19 +50,29 @@ def save_pretrained(model: Model, folder: str | Path, notes: Mapping[str, Any] |
     Raises:
         GirsanovError: a network that cannot be rebuilt from settings, a folder in use, a full disk.
     """
-    folder = Path(folder)
-    if folder.exists() and not (folder / SETTINGS).is_file() and (not folder.is_dir() or any(folder.iterdir())):
-        raise GirsanovError(f"{folder} holds something else than a saved model: name a new folder")
     settings = {"format": FORMAT, "schema": SCHEMA, "girsanov": girsanov.__version__, **_settings(model)}
-    weights = save({k: v.detach().cpu().contiguous() for k, v in _module(model).state_dict().items()})
-    settings |= {"sha256": hashlib.sha256(weights).hexdigest(), "notes": dict(notes or {})}
+    return write_folder(folder, settings | {"notes": dict(notes or {})}, _module(model).state_dict())
+
+
+def write_folder(
+    folder: str | Path, settings: Mapping[str, Any], tensors: Mapping[str, Tensor], marker: str = SETTINGS
+) -> Path:
+    """Writes settings (with the SHA-256 of the weights) and tensors to a folder, all at once.
+
+    Raises GirsanovError if the folder holds anything but what was written there before, or the disk is full.
+    """
+    folder = Path(folder)
+    if folder.exists() and not (folder / marker).is_file() and (not folder.is_dir() or any(folder.iterdir())):
+        raise GirsanovError(f"{folder} holds something else than a saved model: name a new folder")
+    weights = save({k: v.detach().cpu().contiguous() for k, v in tensors.items()})
+    written = {**settings, "sha256": hashlib.sha256(weights).hexdigest()}
     with full_disk(f"the model in {folder}"):
         folder.parent.mkdir(parents=True, exist_ok=True)
         draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
         try:
             (draft / WEIGHTS).write_bytes(weights)
-            (draft / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-            for path in (draft / WEIGHTS, draft / SETTINGS, draft):
+            (draft / marker).write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
+            for path in (draft / WEIGHTS, draft / marker, draft):
                 sync(path)
             _replace(draft, folder)
         finally:
@@ -113,37 +124,50 @@ def load_pretrained(folder: str | Path, device: torch.device | str = "cpu") -> M
 
     Raises GirsanovError in one sentence if there is none, it is damaged, or it is of another kind or a newer version.
     """
-    folder = Path(folder)
     settings = read_settings(folder)
-    try:
-        weights = (folder / WEIGHTS).read_bytes()
-        if hashlib.sha256(weights).hexdigest() != settings["sha256"]:
-            raise GirsanovError(f"{WEIGHTS} is not what was written")
+    with damaged(folder):
         model = _build(settings)
-        _module(model).load_state_dict(load(weights), strict=True, assign=True)  # keeps the dtype
+        _module(model).load_state_dict(read_tensors(folder, settings), strict=True, assign=True)  # keeps the dtype
+    _module(model).to(device)
+    return model
+
+
+@contextmanager
+def damaged(folder: str | Path) -> Iterator[None]:
+    """Turns what a damaged folder raises into a sentence."""
+    try:
+        yield
     except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
         what = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise GirsanovError(
             f"the model in {folder} is damaged ({what}): delete the folder and make it again"
         ) from error
-    _module(model).to(device)
-    return model
 
 
-def read_settings(folder: str | Path) -> dict[str, Any]:
+def read_tensors(folder: str | Path, settings: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The weights beside settings. Raises GirsanovError if they are not what was written."""
+    weights = (Path(folder) / WEIGHTS).read_bytes()
+    if hashlib.sha256(weights).hexdigest() != settings["sha256"]:
+        raise GirsanovError(f"{WEIGHTS} is not what was written")
+    return load(weights)
+
+
+def read_settings(
+    folder: str | Path, marker: str = SETTINGS, written_as: str = FORMAT, schema: int = SCHEMA
+) -> dict[str, Any]:
     """The settings of a saved model. Raises GirsanovError if the folder holds none or a newer one."""
-    path = Path(folder) / SETTINGS
+    path = Path(folder) / marker
     if not path.is_file():
-        raise GirsanovError(f"there is no saved model in {folder}: it has no {SETTINGS}")
+        raise GirsanovError(f"there is no saved model in {folder}: it has no {marker}")
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise GirsanovError(
-            f"the model in {folder} is damaged ({SETTINGS} cannot be read): delete the folder and make it again"
+            f"the model in {folder} is damaged ({marker} cannot be read): delete the folder and make it again"
         ) from error
-    if not isinstance(settings, dict) or settings.get("format") != FORMAT:
+    if not isinstance(settings, dict) or settings.get("format") != written_as:
         raise GirsanovError(f"{folder} was not written by Girsanov: name a folder that save_pretrained wrote")
-    if not isinstance(settings.get("schema"), int) or settings["schema"] > SCHEMA:
+    if not isinstance(settings.get("schema"), int) or settings["schema"] > schema:
         raise GirsanovError(f"the model in {folder} was written by a newer Girsanov: update the package")
     return settings
 

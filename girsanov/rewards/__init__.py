@@ -2,6 +2,7 @@
 
 import difflib
 import inspect
+from pathlib import Path
 
 from girsanov.errors import GirsanovError
 from girsanov.rewards.aesthetic import Aesthetic as Aesthetic
@@ -19,6 +20,7 @@ from girsanov.rewards.remote import RemoteReward as RemoteReward
 from girsanov.rewards.strokes import Bold as Bold
 from girsanov.rewards.strokes import Ink as Ink
 from girsanov.rewards.strokes import Thin as Thin
+from girsanov.rewards.trained import Trained as Trained
 
 REWARDS: dict[str, type[Reward]] = {
     "bold": Bold,
@@ -29,6 +31,7 @@ REWARDS: dict[str, type[Reward]] = {
     "compressible": Compressible,
     "incompressible": Incompressible,
     "aesthetic": Aesthetic,
+    "trained": Trained,
     "sum": WeightedSum,
     "pooled": PooledReward,
     "remote": RemoteReward,
@@ -37,7 +40,8 @@ REWARDS: dict[str, type[Reward]] = {
 
 
 def load_reward(spec: str) -> Reward:
-    """A built-in reward by its name, the user's own as ``my_file.py:fn``, or a server's by its ``http://`` address.
+    """A built-in reward by its name, the user's own as ``my_file.py:fn``, a server's by its ``http://`` address, or a
+    trained one by its folder.
 
     The user's object is a function ``fn(images, prompts) -> scores``, a Reward, or a Reward class without arguments.
 
@@ -45,6 +49,8 @@ def load_reward(spec: str) -> Reward:
     """
     if spec.startswith(("http://", "https://")):
         return RemoteReward(spec)
+    if (Path(spec) / "reward.json").is_file():
+        return Trained(spec)
     if ":" in spec or spec.endswith(".py"):
         return as_reward(load_object(spec), spec.rpartition(":")[2])
     if spec not in REWARDS:
