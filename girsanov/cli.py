@@ -100,6 +100,7 @@ def parser() -> argparse.ArgumentParser:
     cite.add_argument("method", metavar="METHOD", help="name of a method")
 
     more_commands(add)
+    data_command(add("data", "check, describe or convert preference data"))
     return top
 
 
@@ -120,9 +121,12 @@ def deployment_options(command: argparse.ArgumentParser) -> None:
 def more_commands(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
     """The commands that are not about one run."""
     bench = add("bench", "check every method against problems whose answer is known")
-    bench.add_argument("--json", metavar="FILE", help="write the numbers there")
+    bench.add_argument(
+        "--json", metavar="FILE", help="write the numbers there; rows of an existing\nfile stay or are replaced"
+    )
     bench.add_argument("--plot", metavar="FILE", help="write the reward-KL plot there (PNG)")
     bench.add_argument("--methods", nargs="+", metavar="NAME", help="only these")
+    bench.add_argument("--problems", nargs="+", metavar="NAME", help="only these: gaussian, gaussian-linear, mixture")
     bench.add_argument("--seeds", type=int, metavar="N", help="how many seeds")
     bench.add_argument("--fast", action="store_true", help="a coarse check in a minute")
 
@@ -132,6 +136,33 @@ def more_commands(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
     study.add_argument("--parts", nargs="+", metavar="PART", help="exact, networks, digits, deployment, deployment-am")
     study.add_argument("--fast", action="store_true", help="a few iterations and samples, to see that it runs")
     study.add_argument("--json", metavar="FILE", help="write the numbers there as well")
+
+    train = add("train-reward", "train a reward model on preferences, and measure it on others")
+    train.add_argument("data", metavar="DATA", help="a file that `girsanov data` reads (texts or pictures), or: digits")
+    train.add_argument("--out", metavar="DIR", required=True, help="the folder of the reward model")
+    train.add_argument(
+        "--loss", default="bradley-terry", metavar="NAME", help="bradley-terry, plackett-luce, regression, ..."
+    )
+    train.add_argument("--members", type=int, default=1, metavar="M", help="networks of the ensemble (default 1)")
+    train.add_argument("--iterations", type=int, default=300, metavar="N", help="updates (default 300)")
+    train.add_argument("--lr", type=float, default=1e-3, metavar="R", help="learning rate (default 0.001)")
+    train.add_argument("--weight-decay", type=float, default=0.1, metavar="W", help="of AdamW (default 0.1)")
+    train.add_argument("--batch", type=int, default=64, metavar="N", help="comparisons an update (default 64)")
+    train.add_argument(
+        "--held-out", type=float, default=0.2, metavar="S", help="share of prompts to test on (default 0.2)"
+    )
+    train.add_argument("--limit", type=int, metavar="N", help="use so many comparisons")
+    train.add_argument(
+        "--size", type=int, default=16, metavar="P", help="side that pictures are scaled to (default 16)"
+    )
+    train.add_argument("--annotator", default="bold", metavar="REWARD", help="digits: who ranks them (default bold)")
+    train.add_argument(
+        "--temperature", type=float, default=0.5, metavar="T", help="digits: noise of the ranking (default 0.5)"
+    )
+    train.add_argument(
+        "--items", type=int, default=2, metavar="K", help="digits: how many are ranked at once (default 2)"
+    )
+    train.add_argument("--seed", type=int, default=0, help="of all randomness (default 0)")
 
     judge = add("judge", "let a judge compare the answers of models, pair by pair")
     judge.add_argument("answers", nargs="+", metavar="FILE", help='rows {"prompt": ..., "answer": ...}, a file a model')
@@ -156,6 +187,20 @@ def more_commands(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
     serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1, this machine)")
     serve.add_argument("--port", type=int, default=8000, help="0 takes a free one (default 8000)")
     serve.add_argument("--max-mb", type=int, default=256, metavar="MB", help="largest request (default 256)")
+
+
+def data_command(data: argparse.ArgumentParser) -> None:
+    """``girsanov data``: what to do, to which file."""
+    data.add_argument("action", choices=("check", "stats", "convert"), help="look for mistakes, count, or rewrite")
+    data.add_argument("path", metavar="PATH", help="a file, a folder of files, or a data set saved by `datasets`")
+    data.add_argument("--out", metavar="PATH", help="convert: NAME.jsonl, NAME.parquet, or a folder for `datasets`")
+    data.add_argument("--layout", metavar="NAME", help="of the rows (default: found by the columns)")
+    data.add_argument("--skip", action="store_true", help="convert: leave bad rows out; else nothing is written")
+    data.add_argument("--unique", action="store_true", help="convert: leave repeated rows out")
+    data.add_argument("--drop-flipped", action="store_true", help="convert: leave out what contradicts an earlier row")
+    data.add_argument("--no-images", action="store_true", help="do not open the pictures")
+    data.add_argument("--all", action="store_true", help="check: print every finding, not only the first")
+    data.add_argument("--json", metavar="FILE", help="check, stats: write the findings or numbers there as well")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

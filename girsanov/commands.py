@@ -210,8 +210,16 @@ def bench_command(chosen: argparse.Namespace, command: str) -> int:
     """``girsanov bench``."""
     from girsanov.bench import run_bench
 
+    parts = {"methods": chosen.methods, "problems": chosen.problems, "seeds": [chosen.seeds] if chosen.seeds else None}
+    told = " ".join(f"--{name} {' '.join(map(str, given))}" for name, given in parts.items() if given)
     run_bench(
-        json_path=chosen.json, plot_path=chosen.plot, methods=chosen.methods, seeds=chosen.seeds, fast=chosen.fast
+        json_path=chosen.json,
+        plot_path=chosen.plot,
+        methods=chosen.methods,
+        seeds=chosen.seeds,
+        fast=chosen.fast,
+        problems=chosen.problems,
+        command=" ".join(filter(None, ["girsanov bench", told, "--fast" if chosen.fast else ""])),
     )
     return 0
 
@@ -234,12 +242,27 @@ def study_command(chosen: argparse.Namespace, command: str) -> int:
     return 0
 
 
+def data_command(chosen: argparse.Namespace, command: str) -> int:
+    """``girsanov data``."""
+    from girsanov.data.commands import ACTIONS
+
+    return ACTIONS[chosen.action](chosen)
+
+
 def serve_reward_command(chosen: argparse.Namespace, command: str) -> int:
     """``girsanov serve-reward``."""
     from girsanov.rewards import load_reward
     from girsanov.rewards.server import serve_reward
 
     serve_reward(load_reward(chosen.reward), chosen.host, chosen.port, chosen.max_mb)
+    return 0
+
+
+def train_reward_command(chosen: argparse.Namespace, command: str) -> int:
+    """``girsanov train-reward``."""
+    from girsanov.reward_models.report import train_reward
+
+    print(train_reward(chosen, command))
     return 0
 
 

@@ -139,7 +139,7 @@ def polite(path, n: int) -> None:
 
 
 def test_texts_from_a_file_on_the_command_line(tmp_path, capsys) -> None:
-    """80 rows without noise in the labels, 40 updates: most of the held-out ones right; the model then judges answers."""
+    """80 rows without noise in the labels, 40 updates: most held-out ones right; the model then judges answers."""
     polite(tmp_path / "polite.jsonl", 80)
     out = tmp_path / "rm"
     command = ["train-reward", str(tmp_path / "polite.jsonl"), "--out", str(out), "--iterations", "40", "--batch", "16"]
