@@ -82,6 +82,54 @@ def study(part: str, section: str) -> Callable[[], str]:
     return make
 
 
+def paper(*methods: str) -> Callable[[], str]:
+    """What a paper's methods did on digits and on the problems with a known answer, from ``digits.json`` and bench."""
+
+    def make() -> str:
+        runs = {r["method"]: r for r in json.loads((ROOT / "docs/data/digits.json").read_text())["runs"]}
+        rows = [r for r in json.loads((ROOT / "docs/data/bench.json").read_text())["rows"] if r["method"] in methods]
+        keys = ["reward", "judge", "diversity", "kl"]
+        names = [runs[methods[0]]["metrics"][key]["label"] for key in keys]
+        digits = [["before", *[runs[methods[0]]["metrics"][key]["before_text"] for key in keys]]]
+        digits += [[f"`{m}`", *[runs[m]["metrics"][key]["after_text"] for key in keys]] for m in methods]
+        exact = [
+            [r["problem"], f"`{r['method']}`", str(r["seeds"]), *[cell(k, r[k]) for k in ("to_limit", "share", "kl")]]
+            for r in rows
+        ]
+        many = len(runs[methods[0]]["seeds"])
+        note = (
+            f"Digits after {runs[methods[0]]['iterations']} iterations: means over {many} seeds with 95 % intervals "
+            f"(Student's t)."
+        )
+        head = ["problem", "method", "seeds", "end to limit %", "share of the best gain at equal KL, %", "path KL"]
+        return "\n".join([markdown(["digits", *names], digits), "", note, "", markdown(head, exact)])
+
+    return make
+
+
+PAPERS: dict[str, tuple[str, ...]] = {
+    "ddpo": ("ddpo", "ddpo-sf"),
+    "dpok": ("dpok",),
+    "flow-grpo": ("flow-grpo", "flow-grpo-fast"),
+    "dance-grpo": ("dance-grpo",),
+    "mix-grpo": ("mix-grpo", "mix-grpo-flash"),
+    "tempflow-grpo": ("tempflow-grpo",),
+    "branch-grpo": ("branch-grpo",),
+    "grpo-guard": ("grpo-guard",),
+    "pcpo": ("pcpo",),
+    "flow-dppo": ("flow-dppo",),
+    "reward-score-matching": ("rsm-hinge",),
+    "diffusion-nft": ("nft",),
+    "awm": ("awm",),
+    "dgpo": ("dgpo",),
+    "crd": ("crd",),
+    "ram": ("ram",),
+    "rvm": ("rvm",),
+    "orw-cfm-w2": ("orw-cfm-w2",),
+    "fpo": ("fpo",),
+}
+"""Page under docs/papers -> the methods it shows."""
+
 PAPER, DEPLOYMENT = "docs/papers/sampler-stochasticity.md", "docs/deployment.md"
 
 TABLES: dict[str, tuple[str, Callable[[], str]]] = {
@@ -96,6 +144,7 @@ TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "deployment-networks": (DEPLOYMENT, study("networks", "networks")),
     "deployment-am": (DEPLOYMENT, study("am", "deployment-am")),
     "deployment-digits": (DEPLOYMENT, study("digits", "deployment")),
+    **{f"paper-{page}": (f"docs/papers/{page}.md", paper(*methods)) for page, methods in PAPERS.items()},
 }
 """Marker -> the page it stands in, and what makes its table."""
 
