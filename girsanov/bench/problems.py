@@ -21,6 +21,9 @@ from girsanov.grids import Grid
 from girsanov.methods.adjoint.matching import AdjointMatching
 from girsanov.methods.advantages.base import LeaveOneOut
 from girsanov.methods.base import Method
+from girsanov.methods.continuous.ctrl import CTRL
+from girsanov.methods.continuous.price import PathKLPrice
+from girsanov.methods.continuous.returns import LambdaReturn
 from girsanov.methods.policy_gradient.clipped import ClippedPG
 from girsanov.methods.policy_gradient.penalty import PathKL
 from girsanov.models import Model
@@ -258,6 +261,8 @@ def _path_kl_weight(method: Method, reward: QuadraticReward) -> tuple[Sampler, f
         return method.sampler, method.beta
     if isinstance(method, ClippedPG) and isinstance(method.kl, PathKL) and method.advantage == LeaveOneOut():
         return method.sampler, method.kl.beta
+    if isinstance(method, CTRL) and isinstance(method.price, PathKLPrice) and isinstance(method.target, LambdaReturn):
+        return method.sampler, method.price.beta
     return None
 
 

@@ -18,12 +18,14 @@ from torch import Tensor
 from girsanov.bench.nets import Correction
 from girsanov.bench.problems import BETA, COMMON, PROBLEMS, STEPS, BenchProblem
 from girsanov.bench.training import Budget, Requests, train_one
+from girsanov.bench.values import HatScalar
 from girsanov.errors import GirsanovError
 from girsanov.grids import Grid
 from girsanov.methods import METHODS
 from girsanov.methods.adjoint.costs import QuadraticCost
 from girsanov.methods.advantages.base import LeaveOneOut
 from girsanov.methods.base import Method
+from girsanov.methods.continuous.price import PathKLPrice
 from girsanov.methods.forward.errors import VelocityError
 from girsanov.methods.forward.old import ConstantDecay
 from girsanov.methods.forward.times import GridTimes
@@ -32,6 +34,8 @@ from girsanov.methods.policy_gradient.penalty import PathKL, PerStepKL
 from girsanov.methods.policy_gradient.schedules import SlidingWindow
 from girsanov.methods.preference.weights import TiltWeight
 from girsanov.models import Model
+from girsanov.nets.skip import FullSkip
+from girsanov.nets.value import DenoisedReward
 from girsanov.policy import Policy
 from girsanov.surrogates import ScoreFunction
 
@@ -74,6 +78,13 @@ SETTINGS: dict[str, Callable[[BenchProblem], dict[str, Any]]] = {
     "tempflow-grpo": lambda p: {"kl": step_kl(4.5 * STEPS**-0.5)},
     "flow-dppo": lambda p: {"kl": step_kl()},
     "rsm-hinge": lambda p: {"kl": step_kl()},
+    "ctrl": lambda p: {
+        "price": PathKLPrice(BETA),
+        "sampler": COMMON,
+        "value": DenoisedReward(
+            FullSkip(float(p.law.cov.trace() / p.law.d) ** 0.5), HatScalar(p.law, p.grid, p.features)
+        ),
+    },
     "nft": lambda p: _regression() | {"kappa": BETA, "error": VelocityError(), "decay": ConstantDecay(0.0)},
     "fpo": lambda p: _regression() | {"kappa": BETA},
     "ram": lambda p: _regression() | {"beta": BETA},

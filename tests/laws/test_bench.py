@@ -37,6 +37,7 @@ def test_every_method_runs_in_the_bench(name: str) -> None:
         ("nft", "gaussian-linear", Budget(120, 2048), 0.02),
         ("diffusion-dpo", "gaussian-linear", Budget(200, 2048), 0.03),
         ("clipped-pg", "gaussian-linear", Budget(120, 2048), 0.05),
+        ("ctrl", "gaussian-linear", Budget(40, 256), 0.03),
     ],
 )
 def test_training_reaches_the_limit(name: str, problem: str, budget: Budget, tolerance: float) -> None:
