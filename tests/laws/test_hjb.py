@@ -109,6 +109,8 @@ def test_the_order_is_two_where_noise_carries_central_differences() -> None:
 
 def test_the_order_is_one_where_it_does_not() -> None:
     law_of_order_one()
+    quiet = spread(Pairs(volatility=0.02, rate=0.0))
+    law_of_the_order(quiet, quiet.solution().value, (61, 121, 241), column(-1, -0.5, 0, 0.5, 1), 1.0)
 
 
 CROSSED = VectorLQ(s=((0.5, 0.2), (0.1, 0.5)), D=())
