@@ -21,7 +21,7 @@ class GridSolution(Solution):
         V: values at the nodes, [N].
         mean, covariance: the policy at the nodes, [N, m] and [N, m, m].
         earned: its averaged reward with the entropy, [N] (per unit time).
-        factors: the factorised matrix ``beta - generator`` of the chain.
+        system: the sparse matrix ``beta - generator`` of the chain, [N, N].
     """
 
     environment: Environment
@@ -30,7 +30,7 @@ class GridSolution(Solution):
     mean: Tensor
     covariance: Tensor
     earned: Tensor
-    factors: Any
+    system: Any
 
     @cached_property
     def slope(self) -> Tensor:
@@ -70,4 +70,6 @@ class GridSolution(Solution):
 
         ``(occupation * earned).sum()`` is the mean of V over x exactly, for x at nodes and without a ``boundary``.
         """
-        return torch.from_numpy(self.factors.solve(self.lattice.deposit(x).numpy(), trans="T"))
+        from scipy.sparse.linalg import spsolve
+
+        return torch.from_numpy(spsolve(self.system.T.tocsc(), self.lattice.deposit(x).numpy()))

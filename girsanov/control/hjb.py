@@ -121,13 +121,13 @@ class HJB:
     # ---- solving
 
     def evaluate(self, policy: PolicyFunction) -> GridSolution:
-        """The solution of any normal policy."""
+        """The solution of any normal policy; it is asked at float64 states."""
         mean, covariance = policy(self.lattice.nodes)
         return self._evaluate(mean.double(), covariance.double())
 
     def _evaluate(self, mean: Tensor, covariance: Tensor) -> GridSolution:
         from scipy import sparse
-        from scipy.sparse.linalg import splu
+        from scipy.sparse.linalg import spsolve
 
         means = self.averages(mean, covariance)
         N, env = len(mean), self.environment
@@ -144,9 +144,8 @@ class HJB:
         right = means.reward.clone()
         if self.boundary is not None:
             right[~inner] = self.boundary(self.lattice.nodes[~inner])
-        factors = splu(system.tocsc())
-        V = torch.from_numpy(factors.solve(right.numpy()))
-        return GridSolution(env, self.lattice, V, mean, covariance, means.reward, factors)
+        V = torch.from_numpy(spsolve(system.tocsc(), right.numpy()))
+        return GridSolution(env, self.lattice, V, mean, covariance, means.reward, system)
 
     def solve(self, start: PolicyFunction | None = None, tolerance: float = 1e-9, limit: int = 200) -> GridSolution:
         """The optimum, by policy iteration until the value moves less than ``tolerance`` of its size.

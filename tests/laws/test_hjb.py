@@ -244,7 +244,7 @@ DEFECTS = [
     Mutation(Solver, "averages", "env.entropy / 2", "env.entropy", law_of_the_line),
     Mutation(Solver, "_maximum", "/ 2 for u in units", "/ 3 for u in units", law_of_the_line),
     Mutation(Solver, "improve", "value > best", "value < best", law_of_improvement),
-    Mutation(GridSolution, "occupation", 'trans="T"', 'trans="N"', law_of_occupation),
+    Mutation(GridSolution, "occupation", "self.system.T", "self.system", law_of_occupation),
     Mutation(lattice.Lattice, "curvature", "(up - down) / self.h", "(up - down)", law_of_the_line),
 ]
 

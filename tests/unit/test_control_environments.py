@@ -1,5 +1,7 @@
 """Environments as parts and as things that refuse bad input in a sentence."""
 
+import copy
+import pickle
 import re
 from typing import Any
 
@@ -9,7 +11,7 @@ import torch
 from girsanov.config import Part, make
 from girsanov.config.parts import construct, describe, members
 from girsanov.control import ENVIRONMENTS, LQ, Environment
-from girsanov.control.environments import Pairs, Portfolio, VectorLQ
+from girsanov.control.environments import DoubleWell, Pairs, Portfolio, VectorLQ
 from girsanov.errors import GirsanovError
 
 
@@ -78,6 +80,14 @@ def test_policies_without_a_value_are_refused() -> None:
     folio = Portfolio().solution()
     with pytest.raises(GirsanovError, match="symmetric and positive definite"):
         folio.evaluate(folio.mean, -folio.covariance)
+
+
+def test_an_environment_whose_answer_is_known_can_be_copied_and_stored() -> None:
+    for env in (LQ(), DoubleWell()):
+        x = torch.tensor([[0.3]])
+        value = env.solution().value(x)
+        for again in (copy.deepcopy(env), pickle.loads(pickle.dumps(env))):
+            assert again == env and torch.equal(again.solution().value(x), value)
 
 
 def test_answers_have_the_dtype_of_the_question() -> None:

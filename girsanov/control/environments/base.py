@@ -6,7 +6,7 @@ r"""The base of every environment: a controlled diffusion with a discounted, ent
 
 Symbols: b drift, sigma diffusion, r reward per unit time, beta = ``discount`` (1 / time; not fine-tuning's KL weight),
 gamma = ``entropy``. A step of length dt is one of Euler and Maruyama, ``x + b dt + sigma sqrt(dt) z``; what it earns is
-``r dt`` and what comes later counts ``exp(-beta dt)`` times. Reference: Zhao et al. 2023, arXiv:2305.18901, section 2.
+``r dt`` and what comes later counts ``exp(-beta dt)`` times. Reference: Zhao et al. 2023, arXiv:2305.18901.
 """
 
 import math

@@ -1,7 +1,8 @@
 r"""Optimal pair trading: how much to hold of a spread that reverts to its mean, to grow the logarithm of wealth.
 
 A spread X is the log-price of one stock less that of another. With the share h of wealth W in the first and -h in the
-second, and the interest r_f on the rest (Mudchanatongsuk, Primbs & Wong 2008, ACC, pp. 1035-1039, eqs. 1-7),
+second, and the interest r_f on the rest (Mudchanatongsuk, Primbs & Wong 2008, American Control Conference, pp.
+1035-1039),
 
 .. math::
     dX = k (\theta - X)\, dt + e\, dB, \qquad
