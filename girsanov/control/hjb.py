@@ -121,9 +121,17 @@ class HJB:
     # ---- solving
 
     def evaluate(self, policy: PolicyFunction) -> GridSolution:
-        """The solution of any normal policy; it is asked at float64 states."""
-        mean, covariance = policy(self.lattice.nodes)
-        return self._evaluate(mean.double(), covariance.double())
+        """The solution of any normal policy; it is asked at float64 states. Raises GirsanovError if it is none."""
+        mean, covariance = (v.detach().double() for v in policy(self.lattice.nodes))
+        N, m = len(self.lattice.nodes), self.environment.action_dim
+        if mean.shape != (N, m) or covariance.shape != (N, m, m):
+            raise GirsanovError(
+                f"the policy returned a mean {list(mean.shape)} and a covariance {list(covariance.shape)} at {N} states: "
+                f"return [B, {m}] and [B, {m}, {m}]"
+            )
+        if not bool(torch.isfinite(mean).all()) or bool(torch.linalg.cholesky_ex(covariance).info.any()):
+            raise GirsanovError("the policy's mean must be finite and its covariance positive definite at every node")
+        return self._evaluate(mean, covariance)
 
     def _evaluate(self, mean: Tensor, covariance: Tensor) -> GridSolution:
         from scipy import sparse

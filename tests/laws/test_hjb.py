@@ -219,6 +219,17 @@ def test_what_the_solver_cannot_do_is_refused() -> None:
         Axis(1.0, 0.0, 5)
 
 
+def test_what_is_no_policy_is_refused() -> None:
+    solver = HJB(LQ(), line(-1, 1, 11))
+    for mean, covariance, message in (
+        (torch.zeros(11), torch.ones(11, 1, 1), "returned a mean .11. and a covariance .11, 1, 1. at 11 states"),
+        (torch.zeros(11, 1), torch.zeros(11, 1, 1), "positive definite at every node"),
+        (torch.full((11, 1), math.nan), torch.ones(11, 1, 1), "mean must be finite"),
+    ):
+        with pytest.raises(GirsanovError, match=message):
+            solver.evaluate(lambda x, mean=mean, covariance=covariance: (mean, covariance))
+
+
 class Free(DoubleWell):
     """A double well whose actions cost nothing."""
 
