@@ -76,7 +76,7 @@ class Episodes:
         box = gymnasium.spaces.Box
         self.observation_space = box(-np.inf, np.inf, (environment.state_dim,), np.float32)
         self.action_space = box(-bound, bound, (environment.action_dim,), np.float32)
-        self.clock = torch.zeros(n, dtype=torch.int64)
+        self._rewind()
         self.generator: torch.Generator | None = None
 
     def seed(self, seed: int) -> None:
@@ -86,14 +86,19 @@ class Episodes:
     def reset(self) -> Tensor:
         """Start states of all copies, [n, state_dim]."""
         self.x = self.environment.start(self.n, self.generator)
-        self.clock = torch.zeros(self.n, dtype=torch.int64)
+        self._rewind()
         return self.x
+
+    def _rewind(self) -> None:
+        self.clock = torch.zeros(self.n, dtype=torch.int32)
+        self.discount = torch.ones(self.n, dtype=torch.float64)  # weight of the next reward in the value
 
     def renew(self, which: Tensor) -> None:
         """New episodes for the copies in the mask [n]."""
         fresh = self.environment.start(self.n, self.generator)
         self.x = torch.where(which[:, None], fresh, self.x)
         self.clock = torch.where(which, 0, self.clock)
+        self.discount = torch.where(which, 1.0, self.discount)
 
     def step(self, actions: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
         """Rewards, terminations and truncations, [n] each, of one step with actions [n, action_dim]."""
@@ -104,14 +109,9 @@ class Episodes:
         reward = env.dt * env.reward(self.x, a)
         noise = torch.randn(self.n, env.noise_dim, generator=self.generator)
         self.x = env.step(self.x, a, noise)
-        self.clock = self.clock + 1
+        self.clock, self.discount = self.clock + 1, self.discount * self.gamma
         dead = torch.rand(self.n, generator=self.generator) < self.death if self.death else torch.zeros(self.n) > 0
         return reward, dead, (self.clock >= self.limit) & ~dead
-
-    @property
-    def discount(self) -> Tensor:
-        """Weight of the next reward in the value, [n]."""
-        return self.gamma ** self.clock.double()
 
 
 class GymEnvironment(gymnasium.Env[np.ndarray, np.ndarray]):

@@ -126,8 +126,8 @@ class HJB:
         N, m = len(self.lattice.nodes), self.environment.action_dim
         if mean.shape != (N, m) or covariance.shape != (N, m, m):
             raise GirsanovError(
-                f"the policy returned a mean {list(mean.shape)} and a covariance {list(covariance.shape)} at {N} states: "
-                f"return [B, {m}] and [B, {m}, {m}]"
+                f"the policy returned a mean {list(mean.shape)} and a covariance {list(covariance.shape)} at {N} "
+                f"states: return [B, {m}] and [B, {m}, {m}]"
             )
         if not bool(torch.isfinite(mean).all()) or bool(torch.linalg.cholesky_ex(covariance).info.any()):
             raise GirsanovError("the policy's mean must be finite and its covariance positive definite at every node")
