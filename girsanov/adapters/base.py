@@ -78,6 +78,7 @@ class Adapter(ABC):
         options: the settings of ``PipelineConfig`` that mean something here.
         classes: number of classes of a class-conditional model, None for texts.
         scale_argument: the pipeline's argument for the scale of classifier-free guidance.
+        longest: the tokeniser that reads most of a prompt, and how many tokens; None asks the tokeniser.
     """
 
     pipelines: ClassVar[tuple[str, ...]]
@@ -86,14 +87,14 @@ class Adapter(ABC):
     options: ClassVar[tuple[str, ...]] = ("height", "width")
     classes: int | None = None
     scale_argument: ClassVar[str] = "guidance_scale"
+    longest: ClassVar[tuple[str, int | None]] = ("tokenizer", None)
 
     def __init__(self, pipe: Any, config: PipelineConfig | None = None) -> None:
         self.pipe, self.config = pipe, config or PipelineConfig()
         for name, value in vars(self.config).items():
             if value is not None and name not in (*self.options, *EVERYWHERE) and not name.startswith("_"):
-                raise GirsanovError(
-                    f"{name} means nothing to {type(pipe).__name__}: it takes {', '.join(self.options)}"
-                )
+                taken = f"it takes {', '.join(self.options)}" if self.options else "leave it out"
+                raise GirsanovError(f"pipeline.{name} means nothing to {type(pipe).__name__}: {taken}")
         for module in pipe.components.values():
             if isinstance(module, nn.Module):
                 module.requires_grad_(False).eval()
@@ -166,6 +167,25 @@ class Adapter(ABC):
     def settings(self) -> Mapping[str, Any]:
         """What embeddings depend on besides the encoders."""
         return {"family": type(self).__name__, "tokens": self.config.tokens, "seconds": self.config.seconds}
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens of a prompt are read."""
+        name, usual = self.longest
+        return self.config.tokens or usual or int(getattr(self.pipe, name).model_max_length)
+
+    def check_length(self, text: str) -> None:
+        """Raises GirsanovError if the end of a prompt would not be read."""
+        tokenizer = getattr(self.pipe, self.longest[0])
+        if tokenizer is None:
+            return
+        count = len(tokenizer(text, verbose=False).input_ids)
+        if count > self.tokens:
+            shown = text if len(text) <= 60 else f"{text[:57]}..."
+            raise GirsanovError(
+                f"the prompt {shown!r} has {count} tokens and {type(self.pipe).__name__} reads {self.tokens}: shorten "
+                "it, or let long ones be cut with long_prompts=cut"
+            )
 
     def decoder(self) -> Decoder:
         """States to data, in chunks."""

@@ -27,6 +27,7 @@ class Flux(Adapter):
         *("to_q", "to_k", "to_v", "to_out.0"),
         *("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
     )
+    longest: ClassVar[tuple[str, int | None]] = ("tokenizer_2", 512)
     options: ClassVar[tuple[str, ...]] = ("height", "width", "tokens", "guidance_input")
     scale_argument: ClassVar[str] = "true_cfg_scale"
 
@@ -69,7 +70,7 @@ class Flux(Adapter):
 
     def embed(self, texts: Sequence[str], negative: bool, device: torch.device) -> list[Row]:
         """``text`` [tokens, C], ``pooled`` [P]."""
-        found = self.pipe.encode_prompt(list(texts), None, device, max_sequence_length=self.config.tokens or 512)
+        found = self.pipe.encode_prompt(list(texts), None, device, max_sequence_length=self.tokens)
         return rows(text=found[0], pooled=found[1])
 
     def shift(self, n: int) -> tuple[np.ndarray | None, float | None]:

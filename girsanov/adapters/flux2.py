@@ -40,6 +40,7 @@ class Flux2Klein(Adapter):
         *("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
         *("to_qkv_mlp_proj", "attn.to_out"),
     )
+    longest: ClassVar[tuple[str, int | None]] = ("tokenizer", 512)
     options: ClassVar[tuple[str, ...]] = ("height", "width", "tokens")
 
     @property
@@ -80,7 +81,7 @@ class Flux2Klein(Adapter):
 
     def embed(self, texts: Sequence[str], negative: bool, device: torch.device) -> list[Row]:
         """``text`` [tokens, C]."""
-        text, _ = self.pipe.encode_prompt(list(texts), device, max_sequence_length=self.config.tokens or 512)
+        text, _ = self.pipe.encode_prompt(list(texts), device, max_sequence_length=self.tokens)
         return rows(text=text)
 
     def image_conditions(self, images: Sequence[Any]) -> dict[str, Tensor]:

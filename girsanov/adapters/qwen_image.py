@@ -33,6 +33,7 @@ class QwenImage(Adapter):
         *("to_q", "to_k", "to_v", "to_out.0"),
         *("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
     )
+    longest: ClassVar[tuple[str, int | None]] = ("tokenizer", 512)
     options: ClassVar[tuple[str, ...]] = ("height", "width", "tokens")
     scale_argument: ClassVar[str] = "true_cfg_scale"
     guide = staticmethod(norm_kept)
@@ -66,7 +67,7 @@ class QwenImage(Adapter):
 
     def embed(self, texts: Sequence[str], negative: bool, device: torch.device) -> list[Row]:
         """``text`` [L, C] of a prompt of L tokens, ``mask`` [L] of ones."""
-        text, mask = self.pipe.encode_prompt(list(texts), device, max_sequence_length=self.config.tokens or 512)
+        text, mask = self.pipe.encode_prompt(list(texts), device, max_sequence_length=self.tokens)
         lengths = [text.shape[1]] * len(text) if mask is None else mask.sum(1).tolist()
         return [
             {"text": row[:n], "mask": torch.ones(n, dtype=torch.int64)} for row, n in zip(text, lengths, strict=True)

@@ -21,6 +21,7 @@ class Sana(Adapter):
 
     pipelines: ClassVar[tuple[str, ...]] = ("SanaPipeline",)
     targets: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0")
+    longest: ClassVar[tuple[str, int | None]] = ("tokenizer", 300)
     options: ClassVar[tuple[str, ...]] = ("height", "width", "tokens")
 
     @property
@@ -53,7 +54,7 @@ class Sana(Adapter):
             list(texts),
             False,
             device=device,
-            max_sequence_length=self.config.tokens or 300,
+            max_sequence_length=self.tokens,
             complex_human_instruction=None if negative else usual,
         )
         return rows(text=text, mask=mask)

@@ -22,6 +22,7 @@ class StableDiffusion3(Adapter):
         *("to_q", "to_k", "to_v", "to_out.0"),
         *("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
     )
+    longest: ClassVar[tuple[str, int | None]] = ("tokenizer_3", 256)
     options: ClassVar[tuple[str, ...]] = ("height", "width", "tokens")
 
     @property
@@ -50,7 +51,7 @@ class StableDiffusion3(Adapter):
     def embed(self, texts: Sequence[str], negative: bool, device: torch.device) -> list[Row]:
         """``text`` [77 + tokens, C], ``pooled`` [P]."""
         text, _, pooled, _ = self.pipe.encode_prompt(
-            list(texts), None, None, device, 1, False, max_sequence_length=self.config.tokens or 256
+            list(texts), None, None, device, 1, False, max_sequence_length=self.tokens
         )
         return rows(text=text, pooled=pooled)
 

@@ -11,8 +11,8 @@ References: Ma et al. 2024, arXiv:2401.08740; Peebles & Xie 2023, arXiv:2212.097
 import argparse
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -116,6 +116,20 @@ def frequencies(t: Tensor, n: int, longest: float = 10000.0) -> Tensor:
     return torch.cat([angle.cos(), angle.sin()], 1)
 
 
+@dataclass(frozen=True)
+class SiTPipeline:
+    """What stands where a pipeline of diffusers would: the network, its autoencoder, a scheduler."""
+
+    transformer: SiTNetwork
+    vae: Any
+    scheduler: Any
+
+    @property
+    def components(self) -> dict[str, nn.Module]:
+        """The networks by name."""
+        return {"transformer": self.transformer, "vae": self.vae}
+
+
 class SiT(Adapter):
     """A SiT network with an autoencoder. Condition: ``label`` [R]; the null class is ``classes``."""
 
@@ -124,9 +138,7 @@ class SiT(Adapter):
 
     def __init__(self, network: SiTNetwork, vae: Any, config: PipelineConfig | None = None) -> None:
         self.classes = len(network.state_dict()["y_embedder.embedding_table.weight"]) - 1
-        parts = {"transformer": network, "vae": vae}
-        scheduler = diffusers().FlowMatchEulerDiscreteScheduler()
-        super().__init__(SimpleNamespace(**parts, scheduler=scheduler, components=parts), config)
+        super().__init__(SiTPipeline(network, vae, diffusers().FlowMatchEulerDiscreteScheduler()), config)
         network.pos_embed.requires_grad_(False)
 
     @property

@@ -20,6 +20,7 @@ class Wan(Adapter):
 
     pipelines: ClassVar[tuple[str, ...]] = ("WanPipeline",)
     targets: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0")
+    longest: ClassVar[tuple[str, int | None]] = ("tokenizer", 512)
     options: ClassVar[tuple[str, ...]] = ("height", "width", "frames", "tokens")
 
     def __init__(self, pipe: Any, config: PipelineConfig | None = None) -> None:
@@ -55,6 +56,5 @@ class Wan(Adapter):
 
     def embed(self, texts: Sequence[str], negative: bool, device: torch.device) -> list[Row]:
         """``text`` [tokens, C]."""
-        tokens = self.config.tokens or 512
-        text, _ = self.pipe.encode_prompt(list(texts), None, False, max_sequence_length=tokens, device=device)
+        text, _ = self.pipe.encode_prompt(list(texts), None, False, max_sequence_length=self.tokens, device=device)
         return rows(text=text)

@@ -15,6 +15,7 @@ from torch import Tensor
 from girsanov.recipes.base import Samples
 
 LEAST, MOST, GAP, LINE = 144, 320, 8, 13  # pixels: sides of a picture on a sheet, space between, height of a line
+SHEET = 672  # width of a sheet
 PAPER, INK = (250, 248, 243), (28, 43, 72)
 PER_SECOND = 8  # frames of a written video
 
@@ -52,7 +53,7 @@ def draw(samples: Samples) -> bytes:
     width, height = pictures[0].size
     captions = [textwrap.wrap(c, max(12, width // 6))[:3] for c in samples.labels] or [[] for _ in pictures]
     text = LINE * max(map(len, captions)) + (GAP if any(captions) else 0)
-    columns = max(1, min(len(pictures), 1280 // (width + GAP)))
+    columns = max(1, min(len(pictures), SHEET // (width + GAP)))
     rows = -(-len(pictures) // columns)
     sheet = Image.new("RGB", (columns * (width + GAP) + GAP, rows * (height + text + GAP) + GAP), PAPER)
     pen = ImageDraw.Draw(sheet)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from girsanov.evaluation.diversity import within_class
 from girsanov.evaluation.drift import path_kl
-from girsanov.grids import Grid
+from girsanov.grids import Grid, default_grid
 from girsanov.models import ModelLike
 from girsanov.noise import Noise
 from girsanov.recipes.base import Metric, Samples
@@ -99,12 +99,16 @@ class PipelineEvaluator:
         return torch.cat([reward(x[ids].to(self.device), self.requests(ids)).cpu().float() for ids in parts])
 
     def drift(self, tuned: ModelLike, base: ModelLike) -> Tensor:
-        """The path KL of the chain at eta = 1 on each of a few samples, in nats."""
-        parts = []
+        """The path KL of the chain at eta = 1 on each of a few samples, in nats.
+
+        On the default grid of as many steps: the pipeline's own may end with a step so short that the noise there,
+        and with it the KL, says nothing.
+        """
+        parts, grid = [], default_grid(tuned, len(self.grid))
         for ids in torch.arange(self.kl_samples).split(self.batch):
             x_T, noise = self.start(tuned, ids, self.seed)
             cond = self.requests(ids).cond
-            parts.append(path_kl(tuned, base, GDDIM(1.0), self.grid, x_T, cond, noise=noise).cpu())
+            parts.append(path_kl(tuned, base, GDDIM(1.0), grid, x_T, cond, noise=noise).cpu())
         return torch.cat(parts)
 
     def metrics(self) -> tuple[Metric, ...]:

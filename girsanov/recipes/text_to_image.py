@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -29,6 +29,7 @@ class TextToImageConfig(PipelineRunConfig):
         eval_prompts: file or data set of held-out prompts; the training prompts by default.
         eval_limit: how many prompts evaluations use, the first ones.
         negative: the negative prompt.
+        long_prompts: "refuse" a prompt whose end the text encoder would not read, or "cut" it.
     """
 
     prompts: str | None = None
@@ -39,6 +40,7 @@ class TextToImageConfig(PipelineRunConfig):
     eval_prompts: str | None = None
     eval_limit: Count = 8
     negative: str = ""
+    long_prompts: Literal["refuse", "cut"] = "refuse"
 
 
 class TextToImage(PipelineRecipe):
@@ -58,6 +60,9 @@ class TextToImage(PipelineRecipe):
         held_out = training if config.eval_prompts is None else self.read(config, config.eval_prompts)
         shown = min(config.eval_limit, len(held_out))
         encode = PromptEncoder.cached(adapter, device)
+        if config.long_prompts == "refuse":
+            for text in dict.fromkeys((config.negative, *training.texts, *held_out.texts[:shown])):
+                adapter.check_length(text)
         encode.prepare([config.negative], negative=True)
         encode.prepare([*training.texts, *held_out.texts[:shown]])
         source = TextPrompts(
