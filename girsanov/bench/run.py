@@ -31,7 +31,7 @@ from girsanov.methods.forward.old import ConstantDecay
 from girsanov.methods.forward.times import GridTimes
 from girsanov.methods.policy_gradient.credit import StepLength
 from girsanov.methods.policy_gradient.penalty import PathKL, PerStepKL
-from girsanov.methods.policy_gradient.schedules import SlidingWindow
+from girsanov.methods.policy_gradient.windows import SlidingWindow
 from girsanov.methods.preference.weights import TiltWeight
 from girsanov.models import Model
 from girsanov.nets.skip import FullSkip

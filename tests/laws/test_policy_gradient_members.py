@@ -1,7 +1,7 @@
 """Named members of the policy-gradient family: each is a point of one composition and differs from its neighbour."""
 
 import dataclasses
-from itertools import pairwise
+import math
 
 import pytest
 import torch
@@ -12,22 +12,25 @@ from girsanov.grids import Grid
 from girsanov.methods import METHODS
 from girsanov.methods.advantages import Clipped, GlobalStd, GroupNormalised, LeaveOneOut
 from girsanov.methods.base import Turn
-from girsanov.methods.policy_gradient import SCHEDULES, ClippedPG
+from girsanov.methods.policy_gradient import SCHEDULES, ClippedPG, nodes
 from girsanov.methods.policy_gradient.branch import BranchGRPO
 from girsanov.methods.policy_gradient.credit import StepLength
 from girsanov.methods.policy_gradient.ddpo import DDPO, DPOK, DDPOScoreFunction
+from girsanov.methods.policy_gradient.flash import Compressed
 from girsanov.methods.policy_gradient.grpo import DanceGRPO, FlowGRPO, FlowGRPOFast, MixGRPO, MixGRPOFlash
-from girsanov.methods.policy_gradient.paths import Chains, Trees
+from girsanov.methods.policy_gradient.nodes import BestChild, Extremes, LikelihoodFusion, fuse
+from girsanov.methods.policy_gradient.paths import Chains
 from girsanov.methods.policy_gradient.penalty import PathKL, PerStepKL
 from girsanov.methods.policy_gradient.remedies import PCPO, FlowDPPO, GRPOGuard, RSMHinge, TempFlowGRPO
-from girsanov.methods.policy_gradient.schedules import (
+from girsanov.methods.policy_gradient.steps import AllSteps, PrunedSteps
+from girsanov.methods.policy_gradient.trees import Trees
+from girsanov.methods.policy_gradient.windows import (
     DecayingWindow,
     ExponentialWindow,
     RandomWindow,
     SlidingWindow,
     Window,
 )
-from girsanov.methods.policy_gradient.steps import AllSteps
 from girsanov.policy import Policy
 from girsanov.problems import Gaussian, QuadraticReward, affine_kernels, end_law, per_step_kl_limit
 from girsanov.processes import RectifiedFlow
@@ -217,9 +220,84 @@ def test_the_gradient_of_trees_is_that_of_chains_in_the_mean() -> None:
     tree_gradient_is_unbiased()
 
 
-@mutants([Mutation(Trees, "credit", ".nanmean(1)", ".nansum(1)", tree_gradient_is_unbiased)])
+@mutants([Mutation(nodes, "fuse", ".mul(w)", ".mul(2 * w)", tree_gradient_is_unbiased)])
 def test_mutations_are_noticed(mutation: Mutation, monkeypatch: pytest.MonkeyPatch) -> None:
     check(mutation, monkeypatch)
+
+
+def test_rewards_rise_by_the_likelihood_of_the_children() -> None:
+    """A loop over the tree: softmax of the siblings' mean log-density at the first step after their split."""
+    tuned, prompts = policy(), requests(16, 8)
+    method = tree(paths=Trees((0.0, 0.2, 0.4), fusion=LikelihoodFusion()), advantage=LeaveOneOut())
+    batch = collect(method, tuned, prompts)
+    level, want = batch.reward.flatten(), {16: batch.reward.flatten()}
+    for n, k in ((8, 2), (4, 1)):  # splits before steps 2 and 1 of the grid's 5: two children each
+        tr = batch.parts[k].tr
+        density = [
+            -0.5 * float((x - m).square().mean()) / float(tr.std) ** 2 for x, m in zip(tr.x_s, tr.mean, strict=True)
+        ]
+        fused = []
+        for i in range(n):
+            odds = [math.exp(density[2 * i + j]) for j in (0, 1)]
+            fused.append(sum(w * float(level[2 * i + j]) for j, w in enumerate(odds)) / sum(odds))
+        level = want[n] = torch.tensor(fused, dtype=torch.float64)
+    for part in batch.parts:
+        r = want[len(part.advantage)].view(2, -1)
+        others = (r.sum(1, keepdim=True) - r) / (r.shape[1] - 1)
+        torch.testing.assert_close(part.advantage.view(2, -1), r - others, rtol=1e-6, atol=1e-7)
+    nan = float("nan")
+    values = torch.tensor([[1.0], [nan], [nan], [nan]])
+    assert torch.equal(fuse(values, torch.full((2, 2), 0.5)).nan_to_num(-7.0), torch.tensor([[1.0], [-7.0]]))
+
+
+@mutants(
+    [
+        Mutation(
+            nodes.LikelihoodFusion,
+            "__call__",
+            "softmax(1)",
+            "softmax(0)",
+            lambda: test_rewards_rise_by_the_likelihood_of_the_children(),
+        ),
+        Mutation(
+            PrunedSteps, "__call__", "self.first - min", "self.first + min",
+            lambda: test_depths_are_pruned_by_the_published_window(),
+        ),
+    ]
+)  # fmt: skip
+def test_mutations_of_trees_are_noticed(mutation: Mutation, monkeypatch: pytest.MonkeyPatch) -> None:
+    check(mutation, monkeypatch)
+
+
+def test_pruning_takes_nodes_out_of_the_loss_and_leaves_the_rest_alone() -> None:
+    """Best leaf of each last split, or the ends of each tree; a node counts if a leaf below it does."""
+    tuned, prompts = policy(), requests(16, 8)
+    whole = collect(tree(), tuned, prompts)
+    kept = {
+        BestChild(): whole.reward.view(2, 4, 2) == whole.reward.view(2, 4, 2).amax(2, keepdim=True),
+        Extremes(0.5): torch.stack([(r <= r.sort().values[1]) | (r >= r.sort().values[-2]) for r in whole.reward]),
+    }
+    for width, want in kept.items():
+        splits = tree().paths.splits
+        pruned = collect(tree(paths=Trees(splits, width=width)), tuned, prompts)
+        assert torch.equal(pruned.reward, whole.reward) and torch.equal(pruned.mask.flatten(), want.flatten())
+        for a, b in zip(pruned.parts, whole.parts, strict=True):
+            below = want.flatten().view(len(b.advantage), -1).any(1)
+            assert torch.equal(a.mask, below) and torch.equal(a.advantage, torch.where(below, b.advantage, 0.0))
+    with pytest.raises(GirsanovError, match=r"lies in \(0, 1\], not 2"):
+        Extremes(2.0)
+
+
+def test_depths_are_pruned_by_the_published_window() -> None:
+    """Depths 15 .. 18 of 19, one nearer to the splits every 30 iterations, until it starts at 9."""
+    prune = PrunedSteps()
+    for index in (0, 29, 30, 95, 180, 1000):
+        low = 15 - min(index // 30, 15 - 9)
+        assert prune(19, Turn(0, index)) == sorted(set(range(19)) - set(range(low, low + 4)))
+    with pytest.raises(GirsanovError, match="leaves none of 3"):
+        PrunedSteps(0, 3, stop=0)(3, Turn(0, 0))
+    with pytest.raises(GirsanovError, match="starts at or after its stop"):
+        PrunedSteps(first=3)
 
 
 def test_whole_trees_are_taken_apart_and_add_up() -> None:
@@ -238,7 +316,8 @@ def test_whole_trees_are_taken_apart_and_add_up() -> None:
         (lambda: tree(kl=PathKL(0.1)), "the path KL is defined on chains: use PerStepKL on trees"),
         (
             lambda: Trees((1.0,)),
-            "a tree splits into 2 or more at shares of the grid in [0, 1), not Trees(splits=(1.0,), fan=2)",
+            "a tree splits into 2 or more at shares of the grid in [0, 1), not "
+            "Trees(splits=(1.0,), fan=2, fusion=MeanFusion(), width=EveryLeaf())",
         ),
         (
             lambda: collect(tree(rollout_micro_batch=4), policy(), requests(8, 8)),
@@ -267,26 +346,77 @@ def test_the_sliding_window_is_the_published_one() -> None:
     for i, (start, length) in enumerate(found):
         assert start == i // 25 % 23 and length == min(4, 23 - start)
     assert found[25 * 22] == (22, 1) and found[25 * 23] == (0, 4)
-    assert [s for s, _ in starts(SlidingWindow(every=1, stride=3), 9)] == [0, 3, 6, 9, 12, 15, 18, 21, 1]
+    assert [s for s, _ in starts(SlidingWindow(every=1, stride=3), 9)] == [0, 3, 6, 9, 12, 15, 18, 21, 0]
 
 
-def test_the_random_window_covers_its_share_and_stays_as_long_as_it_says() -> None:
+class Published:
+    """The published scheduler's state machine (progressive, decay, exp_decay with roll-back), one iteration a call."""
+
+    def __init__(self, stay: object, step: int, most: int) -> None:
+        self.stay, self.step, self.most, self.at, self.seen = stay, step, most, 0, 0
+
+    def window(self, length: int) -> list[int]:
+        return list(range(self.at, min(self.at + length, self.most)))
+
+    def advance(self) -> None:
+        self.seen += 1
+        if self.seen >= self.stay(self.at):
+            self.seen, self.at = 0, self.at + self.step
+        if self.at > self.most:
+            self.at = self.seen = 0
+
+
+STAYS = {
+    "progressive": (lambda s: SlidingWindow(25, stride=s), lambda l: 25),
+    "decay": (lambda s: DecayingWindow(25, stride=s), lambda l: max(6, int(25 * (1 - l / 23) + 6 * (l / 23)))),
+    "exp_decay": (
+        lambda s: ExponentialWindow(25, stride=s),
+        lambda l: math.ceil(25 * math.exp(-0.1 * max(0, l - 13))),
+    ),
+}
+
+
+@pytest.mark.parametrize("stride", [1, 2, 4])
+@pytest.mark.parametrize("name", STAYS)
+def test_every_window_goes_through_the_published_sequence(name: str, stride: int) -> None:
+    """25 steps, w = 4, tau = 25, overlap (stride 1 and 2) and none (4), over two rounds; its empty windows left out."""
+    make, stay = STAYS[name]
+    published, want = Published(stay, stride, 23), []
+    while len(want) < 1200:
+        if published.window(4):
+            want.append((published.at, len(published.window(4))))
+        published.advance()
+    assert starts(make(stride), 1200) == want
+
+
+def test_the_random_window_lies_in_its_share_and_stays_as_long_as_it_says() -> None:
+    """MixGRPO: starts 0 .. 23 - 4, whole windows; Flow-GRPO-Fast with 10 steps: within the first 5."""
+    assert set(starts(RandomWindow(every=1), 600)) == {(s, 4) for s in range(20)}
+    assert set(starts(RandomWindow(every=1, share=0.5, leave=1), 200, 10, 2)) == {(s, 2) for s in range(4)}
     found = [s for s, _ in starts(RandomWindow(every=3, share=0.5, leave=1), 600)]
-    assert set(found) == set(range(12))
     assert all(len(set(found[i : i + 3])) == 1 for i in range(0, 600, 3))
     assert found == [s for s, _ in starts(RandomWindow(every=3, share=0.5, leave=1), 600)]
 
 
-@pytest.mark.parametrize("schedule", [DecayingWindow(every=20), ExponentialWindow(every=20, rate=0.3, after=3)])
-def test_a_window_that_stays_longer_among_noise(schedule: Window) -> None:
-    stays = [schedule.stay(k, 23) for k in range(23)]
-    found = [s for s, _ in starts(schedule, sum(stays) + 5)]
-    assert [found.count(k) for k in range(1, 23)] == stays[1:] and found[: stays[0]] == [0] * stays[0]
-    assert found[-5:] == [0] * 5 and all(b <= a for a, b in pairwise(stays)) and stays[0] == 20
-    if isinstance(schedule, ExponentialWindow):
-        assert stays[:5] == [20, 20, 20, 20, round(20 * 2.718281828459045**-0.3)] and stays[-1] == 1
-    else:
-        assert stays[-1] == 1 and stays[11] == round(20 - 19 / 2)
+def test_flash_takes_the_published_number_of_steps_after_its_window() -> None:
+    """T = 25, w = 4: ``floor(.4 (25 - last))`` points from the window's end to 0; 11 steps at first, not 25."""
+    sampler, grid, schedule = Mixed(FlowSDE(0.7), DPMSolverPP2M(), 0, 4), Grid.uniform(25), Compressed()
+    for index in (0, 25 * 5, 25 * 15, 25 * 22):
+        now = schedule.at(sampler, grid, Turn(0, index))
+        times, last = schedule.times(now, grid), now.start + now.length - 1
+        points = max(2, int(0.4 * (25 - last)))
+        assert len(times) == last + 1 + points - 1
+        torch.testing.assert_close(times.ts[: last + 2], grid.ts[: last + 2])
+        torch.testing.assert_close(
+            times.ts[last + 1 :], torch.linspace(float(grid.ts[last + 1]), 0, points, dtype=torch.float64)
+        )
+    assert len(schedule.times(sampler, grid)) == 11 and len(Compressed(ratio=1.0).times(sampler, grid)) == 25
+    method = made(MixGRPOFlash, schedule=Compressed(SlidingWindow(every=1)), sampler=sampler)
+    method = dataclasses.replace(method, grid=Grid.uniform(8))
+    batch = collect(method, policy(), requests(8, 4))
+    assert [p.tr.step.i for p in batch.parts] == [0, 1, 2, 3] and batch.parts[0].tr.step.n == 5
+    with pytest.raises(GirsanovError, match=r"lies in \(0, 1\], not 0"):
+        Compressed(ratio=0)
 
 
 def test_only_the_window_has_noise_and_is_trained() -> None:

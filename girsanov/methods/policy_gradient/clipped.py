@@ -35,10 +35,11 @@ from girsanov.methods.advantages.robust import Clipped
 from girsanov.methods.base import Chunk, Method, State, Turn
 from girsanov.methods.policy_gradient.batch import PathBatch, Scored, no_density, no_noise
 from girsanov.methods.policy_gradient.credit import PlainRatio, Ratio, StepWeight, Uniform
-from girsanov.methods.policy_gradient.paths import Chains, Paths, Trees
+from girsanov.methods.policy_gradient.paths import Chains, Paths
 from girsanov.methods.policy_gradient.penalty import Penalty
 from girsanov.methods.policy_gradient.schedules import SamplerSchedule, Unchanged
 from girsanov.methods.policy_gradient.steps import AllSteps, Steps
+from girsanov.methods.policy_gradient.trees import Trees
 from girsanov.policy import Policy
 from girsanov.rewards.base import Reward
 from girsanov.samplers.base import Sampler
@@ -94,8 +95,8 @@ class ClippedPG(Method):
         key = prompts.group if self.same_start else prompts.ids
         with torch.no_grad():
             x_T = model.process.prior(turn.noise(key).normal(policy.model.shape, policy.dtype))
-            asked = (prompts, self.reward, turn, self.rollout_micro_batch)
-            path, pending = self.paths.sample(model, sampler, self.grid, x_T, *asked)
+            grid, rest = self.schedule.times(sampler, self.grid), (prompts, self.reward, turn, self.rollout_micro_batch)
+            path, pending = self.paths.sample(model, sampler, grid, x_T, *rest)
         if not path.trainable:
             raise GirsanovError(no_noise(sampler))
         parts = [Scored(dataclasses.replace(tr, parent=None), sampler) for tr in path.trainable]
@@ -105,7 +106,8 @@ class ClippedPG(Method):
         if self.kl is not None:  # a slow reward is at work meanwhile
             parts = [part.with_reference(policy.view("reference", "train")) for part in parts]
         rows = [len(part.tr.x_s) for part in parts]
-        reward, mask, signals = self.paths.credit(self.reward, pending, self.advantage, prompts, rows, state, turn)
+        asked = (self.reward, pending, self.advantage, prompts, path, rows, state, turn)
+        reward, mask, signals = self.paths.credit(*asked)
         parts = [part.credited(len(reward), *signal) for part, signal in zip(parts, signals, strict=True)]
         if self.kl is not None:
             parts = self.kl.charge(parts, prompts.group, turn)

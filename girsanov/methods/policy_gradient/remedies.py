@@ -35,8 +35,9 @@ from girsanov.methods.policy_gradient.credit import (
 )
 from girsanov.methods.policy_gradient.grpo import FlowGRPO
 from girsanov.methods.policy_gradient.penalty import Penalty, PerStepKL
-from girsanov.methods.policy_gradient.schedules import RandomWindow, SamplerSchedule
+from girsanov.methods.policy_gradient.schedules import SamplerSchedule
 from girsanov.methods.policy_gradient.steps import AllSteps, Steps
+from girsanov.methods.policy_gradient.windows import RandomWindow
 from girsanov.samplers.base import Sampler
 from girsanov.samplers.euler import Euler
 from girsanov.samplers.flow_sde import FlowSDE

@@ -1,6 +1,7 @@
 """Which of a sampler's steps are trained in an iteration.
 
-References: Xue et al. 2025, arXiv:2505.07818 (a random share); Liu et al. 2025, arXiv:2505.05470 (a window).
+References: Xue et al. 2025, arXiv:2505.07818 (a random share); Liu et al. 2025, arXiv:2505.05470 (a window); Li et al.
+2025, arXiv:2509.06040 and its code (pruned).
 """
 
 from abc import ABC, abstractmethod
@@ -91,3 +92,28 @@ class Subset(Steps):
         cut = max(0, k - self.late)
         order = torch.randperm(cut, generator=generator((turn.seed, STEP_STREAM, turn.index)))[: self.early]
         return [*sorted(order.tolist()), *range(cut, k)]
+
+
+@dataclass(frozen=True)
+class PrunedSteps(Steps):
+    """All steps but the window ``first .. first + length - 1``, which moves one step towards ``stop`` every so often.
+
+    BranchGRPO's depth pruning: the steps after the last split say the same of all siblings, and cost the most.
+    """
+
+    first: int = 15
+    length: int = 4
+    every: int = 30
+    stop: int = 9
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.stop <= self.first and self.length >= 1 and self.every >= 1):
+            raise GirsanovError(f"a pruned window starts at or after its stop and holds at least one step, not {self}")
+
+    def __call__(self, k: int, turn: Turn) -> list[int]:
+        """``shift = min(i // every, first - stop)``. Raises GirsanovError if nothing is left."""
+        low = self.first - min(turn.index // self.every, self.first - self.stop)
+        left = [i for i in range(k) if not low <= i < low + self.length]
+        if not left:
+            raise GirsanovError(f"pruning {self.length} steps from {low} on leaves none of {k}: shorten it")
+        return left

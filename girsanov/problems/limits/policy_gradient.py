@@ -28,8 +28,9 @@ from girsanov.methods.policy_gradient.clipped import ClippedPG
 from girsanov.methods.policy_gradient.credit import PlainRatio, Uniform
 from girsanov.methods.policy_gradient.paths import Chains
 from girsanov.methods.policy_gradient.penalty import PathKL, PerStepKL
-from girsanov.methods.policy_gradient.schedules import Unchanged, Window
+from girsanov.methods.policy_gradient.schedules import Unchanged
 from girsanov.methods.policy_gradient.steps import AllSteps
+from girsanov.methods.policy_gradient.windows import Window
 from girsanov.problems.laws import Gaussian
 from girsanov.problems.limits.problem import GaussianProblem
 from girsanov.problems.limits.scales import reward_std, settled, signal_scale
