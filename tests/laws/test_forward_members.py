@@ -21,6 +21,7 @@ from girsanov.models import velocity
 from girsanov.policy import Policy
 from girsanov.problems import Gaussian, LinearReward, QuadraticReward, tilt
 from girsanov.processes import RectifiedFlow
+from girsanov.rewards.function import FunctionReward
 from girsanov.surrogates import Clip, TrustMask
 from girsanov.types import Cond
 from tests.laws.correction import PLANE, FastTurn, collect, gradient, requests, tunable
@@ -286,6 +287,16 @@ def test_the_loss_repeats_to_the_bit_and_micro_batches_add_up(name: str) -> None
     assert float(whole.abs().max()) > 0 and torch.equal(whole, gradient(tuned, method, batch))
     parts = sum(gradient(tuned, method, batch.take(r)) * len(r) / 24 for r in torch.arange(24).split(7))
     torch.testing.assert_close(parts, whole, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["nft", "awm", "fpo", "ram", "rvm", "orw-cfm-w2", "dgpo", "crd"])
+def test_groups_of_equal_rewards_teach_nothing(name: str) -> None:
+    """As published, with the pull of the anchors: samples without a signal are left out of the loss."""
+    flat = FunctionReward(lambda x, prompts: torch.ones(len(x)), differentiable=False)
+    tuned, method = policy(), MEMBERS[name](reward=flat, grid=GRID)
+    batch = collect(method, tuned, requests(16, 8))
+    assert float(batch.metrics()["zero_variance"]) == 1.0
+    assert float(gradient(tuned, method, batch).abs().max()) == 0.0
 
 
 @pytest.mark.parametrize("name", MEMBERS)

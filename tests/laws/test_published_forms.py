@@ -5,6 +5,7 @@ Seed 0; the tolerance is float32 rounding of sums over 48 numbers (1e-5 relative
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -21,13 +22,14 @@ from girsanov.methods.policy_gradient.grpo import FlowGRPO
 from girsanov.models import Model
 from girsanov.policy import Policy
 from girsanov.problems import LinearReward
-from girsanov.processes import RectifiedFlow
-from girsanov.samplers import FlowSDE
+from girsanov.processes import VP, RectifiedFlow
+from girsanov.samplers import CPS, GDDIM, DanceSDE, FlowSDE, Sampler
 from girsanov.types import Cond
 from tests.laws.correction import collect, requests
 
 SHAPE = (3, 4, 4)
 F32 = torch.float32
+Published = Callable[[Tensor, Tensor, float, float], tuple[Tensor, float]]
 
 
 class Linear(nn.Module):
@@ -79,6 +81,60 @@ def test_flow_sde_step_density_and_kl(k: int) -> None:
         want = dt / 2 * (1 / sigma + sigma * (1 - t) / (2 * t)) ** 2 * dv.square().sum((1, 2, 3))
         exact = Kernel(kernel.mean.double(), kernel.std, True)
         torch.testing.assert_close(exact.kl(other), want, rtol=1e-9, atol=0)
+
+
+def dance(x: Tensor, v: Tensor, t: float, s: float) -> tuple[Tensor, float]:
+    """DanceGRPO's step with eta = 0.3: the ODE plus the score of the denoised prediction."""
+    denoised, dt = x - t * v, s - t
+    score = -(x - (1 - t) * denoised) / t**2
+    return x + v * dt - 0.5 * 0.3**2 * dt * score, 0.3 * math.sqrt(-dt)
+
+
+def cps(x: Tensor, v: Tensor, t: float, s: float) -> tuple[Tensor, float]:
+    """Flow-CPS's step with eta = 0.7: predictions of data and noise, recombined on a circle of radius s."""
+    std = s * math.sin(0.7 * math.pi / 2)
+    return (x - t * v) * (1 - s) + (x + (1 - t) * v) * math.sqrt(s**2 - std**2), std
+
+
+@pytest.mark.parametrize("k", [0, 3, 6])
+@pytest.mark.parametrize(("sampler", "published"), [(DanceSDE(0.3), dance), (CPS(0.7), cps)])
+def test_dance_and_cps_steps_and_densities(sampler: Sampler, published: Published, k: int) -> None:
+    """Float32, k-th of 8 steps; Flow-CPS's log-prob ``-mean (x - mean)^2`` is the density's up to its 1 / (2 std^2)."""
+    policy, g = small_policy(), torch.Generator().manual_seed(0)
+    step = Grid.uniform(8)[k]
+    x, z = (torch.randn(6, *SHAPE, generator=g) for _ in range(2))
+    with torch.no_grad():
+        kernel = sampler.kernel(policy.view(), x, step)[0]
+        mean, std = published(x, policy.view()(x, step.t), float(step.t), float(step.s))
+    torch.testing.assert_close(kernel.mean, mean, rtol=1e-5, atol=1e-5)
+    assert float(kernel.std) == pytest.approx(std, rel=1e-6)
+    drawn = kernel.sample(z)
+    got = kernel.log_prob(drawn, "mean")
+    torch.testing.assert_close(got.to(F32), published_log_prob(drawn, mean, std), rtol=1e-4, atol=1e-4)
+    simple = -((drawn - mean) ** 2).mean(dim=(1, 2, 3))
+    torch.testing.assert_close((got - got[0]).to(F32), (simple - simple[0]) / (2 * std**2), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("k", [0, 5, 8])
+def test_ddim_step_and_density_of_ddpo(k: int) -> None:
+    """eta = 1 on a table of alphas, eps-prediction: ``std^2 = (1 - a_s) / (1 - a_t) (1 - a_t / a_s)``, float32."""
+    torch.manual_seed(0)
+    process, g = VP(), torch.Generator().manual_seed(0)
+    model = Model(Linear(), process, "eps", SHAPE)
+    step = Grid.uniform(10)[k]
+    x, z = (torch.randn(6, *SHAPE, generator=g) for _ in range(2))
+    with torch.no_grad():
+        kernel = GDDIM(1.0).kernel(model, x, step)[0]
+        eps = model(x, step.t)
+    a_t, a_s = (float(process(t).alpha) ** 2 for t in (step.t, step.s))
+    std = math.sqrt((1 - a_s) / (1 - a_t) * (1 - a_t / a_s))
+    denoised = (x.double() - math.sqrt(1 - a_t) * eps.double()) / math.sqrt(a_t)  # 1 / sqrt(a_t) is 150 at t = 1
+    mean = (math.sqrt(a_s) * denoised + math.sqrt(1 - a_s - std**2) * eps.double()).to(F32)
+    torch.testing.assert_close(kernel.mean, mean, rtol=1e-5, atol=1e-5)
+    assert float(kernel.std) == pytest.approx(std, rel=1e-9)
+    drawn = kernel.sample(z)
+    got, want = kernel.log_prob(drawn, "mean"), published_log_prob(drawn, mean, std)
+    torch.testing.assert_close(got.to(F32), want, rtol=1e-4, atol=1e-4)
 
 
 def test_the_loss_of_flow_grpo() -> None:
