@@ -44,6 +44,9 @@ CITATIONS: dict[str, tuple[str, ...]] = {
     "dgpo": ("luo2025dgpo",),
     "crd": ("zhu2026crd",),
     "diffusion-dpo": ("wallace2023diffusiondpo",),
+    # agents
+    "cpg": ("zhao2023continuous",),
+    "cppo": ("zhao2023continuous",),
     # samplers
     "euler": ("song2021score",),
     "heun": ("karras2022edm",),

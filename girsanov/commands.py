@@ -6,6 +6,7 @@ import json
 import sys
 import tempfile
 import traceback
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +177,8 @@ def compare_command(chosen: argparse.Namespace, command: str) -> int:
 
 def list_command(chosen: argparse.Namespace, command: str) -> int:
     """``girsanov list``."""
+    from girsanov.control.agents import AGENTS
+    from girsanov.control.environments import ENVIRONMENTS
     from girsanov.methods import METHODS
     from girsanov.rewards import REWARDS
     from girsanov.samplers import SAMPLERS
@@ -184,7 +187,9 @@ def list_command(chosen: argparse.Namespace, command: str) -> int:
     for name, address in RECIPES.items():
         if importlib.util.find_spec(address.partition(":")[0]) is not None:
             print(f"  {name:<12} {get_recipe(name).summary}")
-    for title, names in (("methods", METHODS), ("samplers", SAMPLERS), ("rewards", REWARDS)):
+    families: dict[str, Iterable[str]] = {"methods": METHODS, "samplers": SAMPLERS, "rewards": REWARDS}
+    families |= {"agents (of the recipes lq and pairs)": AGENTS, "environments": ENVIRONMENTS}
+    for title, names in families.items():
         print(f"{title}\n  {', '.join(names)}")
     runs = sorted(p.parent for p in Path(chosen.folder).glob("**/run.json"))
     print(f"runs in {chosen.folder}")

@@ -8,6 +8,7 @@ versions.json       Python, packages, machine
 metrics.jsonl       one line an iteration; evaluations have ``"kind": "evaluation"``, alarms ``"kind": "alarm"``
 checkpoints/        see checkpoint.py
 samples/            pictures of samples before and after
+drawings.json       what was learned beside the exact answer, as charts, for recipes that know it
 README.md           the model card
 report.html         the report, one file
 traceback.txt       of an unexpected error

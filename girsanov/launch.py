@@ -205,6 +205,7 @@ def describe_run(launch: Launch, parts: Assembled) -> None:
         "seed": launch.config.train.seed,
         "metrics": [describe(m) for m in parts.metrics],
         "frontier": [list(point) for point in parts.frontier],
+        "captions": list(parts.captions),
     }
     write_text(launch.folder.path / "about.json", json.dumps(about, indent=2, ensure_ascii=False) + "\n")
 

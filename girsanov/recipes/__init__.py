@@ -15,6 +15,8 @@ RECIPES: dict[str, str] = {
     "mixture": "girsanov.recipes.mixture:MixtureRecipe",
     "text-to-image": "girsanov.recipes.text_to_image:TextToImage",
     "class-to-image": "girsanov.recipes.class_to_image:ClassToImage",
+    "lq": "girsanov.recipes.control:LQRecipe",
+    "pairs": "girsanov.recipes.control:PairsRecipe",
 }
 """Every recipe by name."""
 

@@ -129,6 +129,7 @@ class Assembled:
         write: writes samples one by one into a folder; None writes an array.
         export: ``export(run, folder)`` writes the tuned weights for other software and returns the line that loads
             them; None writes none.
+        captions: of the pictures before and after.
         drawings: ``drawings(run)`` -> what the run has learned beside the exact answer, for the report.
     """
 
@@ -143,6 +144,7 @@ class Assembled:
     frontier: Sequence[tuple[float, float]] = ()
     pictured: int = 64
     export: Callable[[Run, Path], str] | None = None
+    captions: tuple[str, str] = ("the pretrained model", "the tuned model")
     drawings: Callable[[Run], Sequence[Drawing]] | None = None
 
     def metric(self, key: str) -> Metric | None:

@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from girsanov.disk import write_text
 from girsanov.folder import RunFolder
-from girsanov.report.data import RunData, Shown, Z
+from girsanov.report.data import RunData, Shown, Z, read_json
 from girsanov.report.svg import Line, chart, legend
 from girsanov.report.verdict import verdict
 
@@ -53,6 +53,7 @@ def write_report(folder: RunFolder) -> Path:
         pictures=pictures(folder),
         charts=charts(run),
         more=[metric_chart(run, m) for m in run.metrics if m.key not in HEADLINES],
+        drawings=drawings(folder),
         phases=phases(run),
     )
     path = folder.path / "report.html"
@@ -62,12 +63,30 @@ def write_report(folder: RunFolder) -> Path:
 
 def pictures(folder: RunFolder) -> list[dict[str, str]]:
     """The pictures before and after, as base64."""
-    captions = {"before": "Before: the pretrained model", "after": "After: the tuned model"}
+    usual = ["the pretrained model", "the tuned model"]
+    before, after = read_json(folder.path / "about.json").get("captions", usual)
+    captions = {"before": f"Before: {before}", "after": f"After: {after}"}
     found = [(name, folder.samples / f"{name}.png") for name in captions]
     return [
         {"name": name, "caption": captions[name], "data": base64.b64encode(path.read_bytes()).decode()}
         for name, path in found
         if path.is_file()
+    ]
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A chart with a sentence below it."""
+
+    chart: Chart
+    note: str
+
+
+def drawings(folder: RunFolder) -> list[Drawn]:
+    """What the run has learned beside the exact answer, from ``drawings.json``."""
+    found = read_json(folder.path / "drawings.json").get("drawings", [])
+    return [
+        Drawn(plot(d["title"], [Line(**line) for line in d["lines"]], x_label=d["x_label"]), d["note"]) for d in found
     ]
 
 
@@ -86,7 +105,22 @@ def charts(run: RunData) -> list[Chart]:
         made.append(plot(f"{reward.label} against {kl.label}", lines, reward.percent, "KL"))
     losses = Line([r["iteration"] for r in run.iterations], [r.get("loss") for r in run.iterations], style="line-grey")
     made.append(plot("Loss", [losses]))
-    return made
+    return [*made, *diagnostics(run)]
+
+
+DIAGNOSTICS = {
+    "martingale_z": "Martingale test of the value: z (small for a true one)",
+    "value_explained": "Share of returns that the value explains",
+    "trust_distance": "Trust region: root of the KL between rollouts",
+}
+"""Metrics of an iteration that some methods log, with a chart of their own."""
+
+
+def diagnostics(run: RunData) -> list[Chart]:
+    """What the method says of its own parts, iteration by iteration."""
+    at = [r["iteration"] for r in run.iterations]
+    logged = [(key, title) for key, title in DIAGNOSTICS.items() if any(key in r for r in run.iterations)]
+    return [plot(title, [Line(at, [r.get(key) for r in run.iterations])]) for key, title in logged]
 
 
 def metric_chart(run: RunData, metric: Shown) -> Chart:

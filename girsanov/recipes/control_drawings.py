@@ -1,0 +1,153 @@
+"""Charts of a control run: value, policy and occupation, learned and exact."""
+
+import io
+
+import torch
+from torch import Tensor
+
+from girsanov.control.environments import Environment
+from girsanov.control.hjb import HJB
+from girsanov.control.lattice import Axis, Lattice
+from girsanov.control.linear_quadratic import LQSolution
+from girsanov.control.occupation import occupy, starts
+from girsanov.control.policies import Actor
+from girsanov.control.solution import Solution
+from girsanov.noise import Noise
+from girsanov.recipes.base import Drawing
+from girsanov.report.svg import Line
+from girsanov.train import Run
+
+SEED, STATES, POINTS, BINS = 30_000_003, 8000, 61, 40
+TAIL = 0.005  # share of the states beyond either end of the charts
+
+
+def exact_actor(exact: Solution, environment: Environment) -> Actor:
+    """The best policy, as something that acts."""
+
+    def net(x: Tensor) -> tuple[Tensor, Tensor]:
+        mean, covariance = exact.policy(x)
+        return mean, torch.linalg.cholesky(covariance)
+
+    return Actor(net, environment.state_dim, environment.action_dim)
+
+
+@torch.no_grad()
+def drawings(run: Run, environment: Environment, exact: Solution) -> list[Drawing]:
+    """The charts of a run, along the states that the policy looks at."""
+    from girsanov.control.agents import Agent
+
+    actor, best, method = run.model(), exact_actor(exact, environment), run.method
+    assert isinstance(actor, Actor) and isinstance(method, Agent)
+    device = run.policy.device
+    learned = occupy(environment, actor, Noise(SEED, 0, torch.arange(STATES), device=device)).cpu()
+    right = occupy(environment, best, Noise(SEED, 0, torch.arange(STATES), device=device)).cpu()
+    made = list[Drawing]()
+    for i in getattr(run.policy.net, "sees", None) or range(environment.state_dim):
+        low, high = (float(torch.quantile(right[:, i], q)) for q in (TAIL, 1 - TAIL))
+        points = torch.linspace(low, high, POINTS, dtype=torch.float64)
+        x = right.mean(0).expand(POINTS, -1).clone()
+        x[:, i] = points
+        name = f"state {i}" if environment.state_dim > 1 else "state"
+        if run.done:
+            value = method.value(run.state)(x.to(device)).cpu()
+            made.append(value_chart(points, value, exact.value(x), name))
+        made.append(policy_chart(points, actor, best, x, device, name))
+        made.append(occupation_chart(environment, exact, best, learned[:, i], right[:, i], (low, high), name))
+    return made
+
+
+def value_chart(points: Tensor, value: Tensor, right: Tensor, name: str) -> Drawing:
+    """V of the critic and of the best policy."""
+    x = points.tolist()
+    lines = [
+        Line(x, right.tolist(), name="exact, of the best policy", style="line-b"),
+        Line(x, value.tolist(), name="learned", style="line-a"),
+    ]
+    off = float((value - right).abs().max() / (right.max() - right.min()))
+    return Drawing("Value", name, lines, f"Largest difference: {100 * off:.1f} % of the range shown.")
+
+
+def policy_chart(points: Tensor, actor: Actor, best: Actor, x: Tensor, device: torch.device, name: str) -> Drawing:
+    """Mean of the first action, with a band of one standard deviation."""
+    lines = []
+    for who, law, style in (("exact", best(x), "line-b"), ("learned", actor(x.to(device)), "line-a")):
+        std = law.covariance[..., 0, 0].sqrt().expand(len(x))
+        lines.append(Line(points.tolist(), law.mean[:, 0].tolist(), std.tolist(), f"{who}, ± one std", style))
+    return Drawing("Policy", name, lines, "Mean of the action; the bands are one standard deviation of it.")
+
+
+def occupation_chart(
+    environment: Environment,
+    exact: Solution,
+    best: Actor,
+    learned: Tensor,
+    right: Tensor,
+    ends: tuple[float, float],
+    name: str,
+) -> Drawing:
+    """Where the discounted time is spent: histograms of states, and the exact density on one axis."""
+    centres = torch.linspace(*ends, BINS + 1, dtype=torch.float64)
+    centres, width = (centres[1:] + centres[:-1]) / 2, (ends[1] - ends[0]) / BINS
+    x = centres.tolist()
+    lines = [Line(x, density(learned, ends, width), name="learned policy, samples", style="line-a")]
+    if environment.state_dim == 1:
+        points, values = exact_density(environment, best, ends)
+        lines.insert(0, Line(points, values, name="best policy, exact", style="line-b"))
+    else:
+        lines.insert(0, Line(x, density(right, ends, width), name="best policy, samples", style="line-b"))
+    return Drawing("Occupation", name, lines, moments(exact, learned, right))
+
+
+def density(states: Tensor, ends: tuple[float, float], width: float) -> list[float]:
+    """Histogram of states [B] as a density."""
+    return (torch.histc(states, BINS, *ends) / (len(states) * width)).tolist()
+
+
+def exact_density(environment: Environment, best: Actor, ends: tuple[float, float]) -> tuple[list[float], list[float]]:
+    """The density of the discounted occupation time of a policy, normalised, from the chain on a grid."""
+    middle, half = (ends[0] + ends[1]) / 2, (ends[1] - ends[0]) / 2
+    axis = Axis(middle - 4 * half, middle + 4 * half, 1601)
+
+    def policy(x: Tensor) -> tuple[Tensor, Tensor]:
+        law = best(x)
+        return law.mean, law.covariance
+
+    solved = HJB(environment, Lattice((axis,))).evaluate(policy)
+    mass = solved.occupation(starts(environment, Noise(SEED, 1, torch.arange(STATES)), torch.float64))
+    inside = (axis.points >= ends[0]) & (axis.points <= ends[1])
+    values = mass * environment.discount / axis.h
+    return axis.points[inside][::4].tolist(), values[inside][::4].tolist()
+
+
+def moments(exact: Solution, learned: Tensor, right: Tensor) -> str:
+    """Mean and standard deviation of the state, learned and exact."""
+    mean, std = float(right.mean()), float(right.std())
+    if isinstance(exact, LQSolution) and exact.problem.n == 1:
+        o = exact.occupation
+        mean = float(o.L1 / o.L0)
+        std = float((o.L2[0, 0] / o.L0 - mean**2).sqrt())
+    return (
+        f"Mean {float(learned.mean()):.3f} (best policy {mean:.3f}), standard deviation {float(learned.std()):.3f} "
+        f"({std:.3f}); {len(learned)} states."
+    )
+
+
+def draw_states(x: Tensor, environment: Environment) -> bytes:
+    """States [B, n] as PNG: a histogram, or a scatter of the first two of them."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4, 3), dpi=130, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes, points = figure.add_subplot(), x.cpu().numpy()
+    if x.shape[1] == 1:
+        low, high = (float(torch.quantile(x.cpu(), q)) for q in (TAIL, 1 - TAIL))
+        axes.hist(points[:, 0], bins=60, range=(low, high), color="#1f4e79", density=True)
+        axes.set(xlabel="state", ylabel="share of discounted time")
+    else:
+        axes.scatter(points[:, 0], points[:, 1], s=4, color="#1f4e79", alpha=0.4, linewidths=0)
+        axes.set(xlabel="state 0", ylabel="state 1")
+    axes.spines[["top", "right"]].set_visible(False)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", facecolor="white")
+    return buffer.getvalue()
