@@ -377,6 +377,48 @@ def test_a_reward_that_turns_nan_is_one_sentence_and_keeps_the_run(
         verify(path)
 
 
+REFUSED = {
+    "batch": (
+        ["--method", "clipped-pg", "batch=40"],
+        "a batch of 40 samples does not divide into groups of 16: use 32 or",
+    ),
+    "deterministic": (
+        ["--method", "clipped-pg", "method.sampler=euler"],
+        "a policy gradient needs steps that have a density and Euler has none: use a stochastic single-step sampler",
+    ),
+    "window": (
+        ["--method", "mix-grpo", "method.grid.n=3", "method.schedule=unchanged"],
+        "the window of steps 0 .. 3 leaves the grid's 0 .. 2: move it, shorten it, or take more steps",
+    ),
+    "trained window": (
+        ["--method", "clipped-pg", "method.steps={kind: window, start: 9, length: 5}"],
+        "the window of trained steps 9 .. 13 leaves the 4 steps that have noise: move it, shorten it, or take more",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_online_methods_cannot_do_is_one_sentence(
+    case: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    words, sentence = REFUSED[case]
+    code, _, err = said(capsys, "run", "mixture", "--out", str(tmp_path / "x"), *SMALL, "method.grid.n=5", *words)
+    assert code == 2 and err.splitlines()[-1].startswith(f"error: {sentence}")
+
+
+@pytest.mark.parametrize("settings", [["group_size=1"], ["slope=[0, 0]"]], ids=["groups of one", "equal rewards"])
+def test_groups_without_variance_ring_and_the_run_goes_on(
+    settings: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Nothing is learned, the alarm says why at the first iteration, and nothing is NaN."""
+    out = tmp_path / "x"
+    words = ["--out", str(out), *SMALL, "method.grid.n=5", "train.iterations=2", *settings]
+    code, text, _ = said(capsys, "run", "mixture", "--method", "clipped-pg", *words)
+    assert code == 0 and "alarm at iteration 1: groups without variance: 100% of the samples share" in text
+    rows = RunFolder.open(out).records()
+    assert [r["zero_variance"] for r in rows] == [1.0, 1.0] and all(r["grad_norm"] == 0 for r in rows)
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
