@@ -7,10 +7,13 @@ import torch
 
 from girsanov.errors import GirsanovError
 from girsanov.grids import Grid
+from girsanov.methods.continuous import CTRL, CTRLRatio
 from girsanov.methods.forward.nft import DiffusionNFT
 from girsanov.methods.policy_gradient.clipped import ClippedPG
 from girsanov.models import Model
 from girsanov.nets.mlp import MLP, MLPConfig
+from girsanov.nets.skip import NoSkip
+from girsanov.nets.value import DenoisedReward
 from girsanov.policy import Policy
 from girsanov.processes import RectifiedFlow
 from girsanov.prompts import ClassPrompts
@@ -25,6 +28,8 @@ from girsanov.train import TrainConfig, fit
 PROMPTS = ClassPrompts(num_classes=3, groups_per_batch=4, group_size=4)
 METHODS = {
     "clipped-pg": lambda reward: ClippedPG(reward=reward, sampler=GDDIM(1.0), grid=Grid.uniform(4)),
+    "ctrl": lambda reward: CTRL(reward=reward, grid=Grid.uniform(4), value=DenoisedReward(NoSkip())),
+    "ctrl-ratio": lambda reward: CTRLRatio(reward=reward, grid=Grid.uniform(4)),
     "nft": lambda reward: DiffusionNFT(reward=reward, sampler=Heun(), grid=Grid.uniform(4), draws=2),
 }
 

@@ -99,7 +99,8 @@ class ValuedPaths(Batch):
     diagnosis: Diagnosis
 
     def metrics(self) -> dict[str, Tensor | float]:
-        """Mean and spread of the rewards that arrived, and the diagnosis of the value."""
+        """Mean and spread of the rewards that arrived, the share that did not, and the diagnosis of the value."""
         kept = self.reward[self.mask].double()
         spread = kept.std(correction=0) if len(kept) else kept.mean()
-        return {"reward": kept.mean(), "reward_std": spread, **self.diagnosis.numbers}
+        dropped = 1.0 - len(kept) / len(self.reward)
+        return {"reward": kept.mean(), "reward_std": spread, "dropped": dropped, **self.diagnosis.numbers}

@@ -3,8 +3,8 @@ r"""Score as action (CTRL): continuous-time reinforcement learning of a sampler,
 The network's prediction is the action of a controlled diffusion, the price of an action is its share of the path KL,
 the reward comes at the end, and ``V(t, x)`` is what a state is worth under the policy. An iteration rolls the policy
 out, lets a critic look at every state (``critic.py``), regresses V on returns (``returns.py``) and updates the policy
-by one of three forms: the closed-form advantage climbed (``updates.py``), clipped ratios (``ratio.py``) or clipped
-displacements (``few_step.py``). Every batch tests whether V is a martingale on fresh paths (``martingale.py``).
+by the closed-form advantage climbed (``updates.py``), clipped ratios (``ratio.py``) or clipped displacements
+(``few_step.py``). Every batch tests whether V is a martingale on fresh paths (``martingale.py``).
 
 The gradient form with a path KL has one fixed point, the path-KL optimum of the chain on its grid (the tilted law as
 steps shrink, with memoryless noise), if V can be the value of the policy. The others need a price to have one.
@@ -96,10 +96,9 @@ class CTRL(Method):
         """A new value network in the policy's dtype; a copy of the policy of the last rollout for a trust region."""
         value = self.value.build(policy.model.shape, policy.model.process)
         self._nets["value"] = value.to(policy.device, policy.dtype)
-        if self.trust is None:
-            return {}
-        policy.keep_copy("old")
-        return moving(self.trust)
+        if self.trust is not None:
+            policy.keep_copy("old")
+        return {} if self.trust is None else moving(self.trust)
 
     def modules(self) -> dict[str, nn.Module]:
         """The value network, once ``setup`` has made it."""
@@ -136,9 +135,10 @@ class CTRL(Method):
             yield Chunk(loss.mean() / len(batch.parts), metrics)
         value = self._nets["value"]
         for point in batch.points:
-            kept = point.target.isfinite()
-            error = value(point.x, point.t, batch.cond, point.reward) - point.target.nan_to_num().to(point.x)
-            loss = torch.where(kept, (error / value.scale).square(), torch.zeros_like(error)).mean()
+            clean = None if point.reward is None else point.reward.nan_to_num()
+            kept = point.target.isfinite() & (clean is None or clean == point.reward)
+            error = value(point.x, point.t, batch.cond, clean) - point.target.nan_to_num().to(point.x)
+            loss = torch.where(kept, (error / value.scale).square(), 0 * error).mean()
             yield Chunk(loss / len(batch.points), module="value")
 
     @torch.no_grad()
