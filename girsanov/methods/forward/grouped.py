@@ -27,11 +27,11 @@ from torch import Tensor
 
 from girsanov.errors import GirsanovError
 from girsanov.methods.advantages.groups import Groups
-from girsanov.methods.base import State, Turn
+from girsanov.methods.base import Turn
 from girsanov.methods.forward.base import ForwardMethod
 from girsanov.methods.forward.draws import Draw, ForwardBatch
 from girsanov.methods.forward.errors import ErrorNorm, SelfNormalisedX0, VelocityError, mean_square
-from girsanov.methods.forward.old import OLD, DecaySchedule, RampDecay, move_old
+from girsanov.methods.forward.old import OLD, ComparesWithOld
 from girsanov.policy import Policy
 from girsanov.types import Prompts
 
@@ -78,38 +78,21 @@ class DGPO(ForwardMethod):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CRD(ForwardMethod):
+class CRD(ComparesWithOld):
     """Centred reward distillation.
 
     Attributes:
         b: size of the implicit reward.
-        kappa: weight of the distance from the reference.
         error: e.
-        decay: how the old policy follows.
     """
 
     b: float = 1.0
     kappa: float = 0.02
     error: ErrorNorm = SelfNormalisedX0()
-    decay: DecaySchedule = RampDecay()
 
     def __post_init__(self) -> None:
         if not (self.b > 0 and self.kappa >= 0):
             raise GirsanovError(f"CRD needs b > 0 and kappa >= 0, not {self.b} and {self.kappa}")
-
-    @property
-    def frozen(self) -> tuple[str, ...]:
-        """The old policy, and the reference if it has a weight."""
-        return (OLD, "reference") if self.kappa > 0 else (OLD,)
-
-    def setup(self, policy: Policy) -> State:
-        """Starts the old policy."""
-        policy.keep_copy(OLD)
-        return {}
-
-    def before(self, policy: Policy, state: State, turn: Turn) -> None:
-        """Moves the old policy."""
-        move_old(policy, self.decay, state, turn)
 
     def prepare(self, policy: Policy, batch: ForwardBatch, prompts: Prompts, turn: Turn) -> ForwardBatch:
         """Takes down the group's mean of the implicit reward of every draw."""

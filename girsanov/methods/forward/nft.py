@@ -31,31 +31,25 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from girsanov.errors import GirsanovError
-from girsanov.methods.base import State, Turn
-from girsanov.methods.forward.base import ForwardMethod
 from girsanov.methods.forward.draws import Draw, ForwardBatch
 from girsanov.methods.forward.errors import ErrorNorm, SelfNormalisedX0, mean_square
-from girsanov.methods.forward.old import OLD, DecaySchedule, RampDecay, move_old
-from girsanov.policy import Policy
+from girsanov.methods.forward.old import OLD, ComparesWithOld
 
 
 @dataclass(frozen=True, kw_only=True)
-class DiffusionNFT(ForwardMethod):
+class DiffusionNFT(ComparesWithOld):
     """Negative-aware fine-tuning.
 
     Attributes:
         b: distance of the implicit policies from the old one.
         limit: Z, the advantage at which a sample counts as entirely good.
-        kappa: weight of the distance from the reference; 0 leaves it (and its pass) out.
         error: what is regressed.
-        decay: how the old policy follows.
     """
 
     b: float = 1.0
     limit: float = 5.0
     kappa: float = 1e-4
     error: ErrorNorm = SelfNormalisedX0()
-    decay: DecaySchedule = RampDecay()
 
     def __post_init__(self) -> None:
         if not (self.b > 0 and self.limit > 0 and self.kappa >= 0):
@@ -67,20 +61,6 @@ class DiffusionNFT(ForwardMethod):
     def behaviour(self) -> str:
         """The old policy."""
         return OLD
-
-    @property
-    def frozen(self) -> tuple[str, ...]:
-        """The old policy, and the reference if it has a weight."""
-        return (OLD, "reference") if self.kappa > 0 else (OLD,)
-
-    def setup(self, policy: Policy) -> State:
-        """Starts the old policy."""
-        policy.keep_copy(OLD)
-        return {}
-
-    def before(self, policy: Policy, state: State, turn: Turn) -> None:
-        """Moves the old policy."""
-        move_old(policy, self.decay, state, turn)
 
     def loss(
         self, v: Tensor, frozen: Mapping[str, Tensor], draw: Draw, batch: ForwardBatch

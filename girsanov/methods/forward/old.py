@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from girsanov.errors import GirsanovError
 from girsanov.methods.base import State, Turn
+from girsanov.methods.forward.base import ForwardMethod
 from girsanov.policy import Policy
 
 OLD = "old"
@@ -62,3 +63,30 @@ def move_old(policy: Policy, decay: DecaySchedule, state: State, turn: Turn) -> 
     if turn.index > state.get("old_moved", 0):
         policy.move_copy(OLD, decay(turn.index))
         state["old_moved"] = turn.index
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparesWithOld(ForwardMethod):
+    """A method whose loss reads the old policy, and the reference if it has a weight.
+
+    Attributes:
+        kappa: weight of the distance from the reference; 0 leaves it (and its pass) out.
+        decay: how the old policy follows.
+    """
+
+    kappa: float = 0.0
+    decay: DecaySchedule = RampDecay()
+
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        """The old policy, and the reference if it has a weight."""
+        return (OLD, "reference") if self.kappa > 0 else (OLD,)
+
+    def setup(self, policy: Policy) -> State:
+        """Starts the old policy."""
+        policy.keep_copy(OLD)
+        return {}
+
+    def before(self, policy: Policy, state: State, turn: Turn) -> None:
+        """Moves the old policy."""
+        move_old(policy, self.decay, state, turn)
