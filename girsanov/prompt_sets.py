@@ -9,13 +9,12 @@ anything else           what ``datasets.load_dataset`` takes: a folder, or a nam
 ======================  =================================================================================
 """
 
-import csv
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from girsanov.data.readers import READERS, rows
 from girsanov.errors import GirsanovError
 
 COLUMNS = ("prompt", "text", "caption")
@@ -57,33 +56,24 @@ def read_prompts(source: str, column: str | None = None, split: str = "train", l
         GirsanovError: no such file or data set, one that cannot be read, no such column, no prompts, a missing extra.
     """
     path = Path(source).expanduser()
-    reader = READERS.get(path.suffix.lower()) if not path.is_dir() else None
-    if reader is not None:
-        if not path.is_file():
-            raise GirsanovError(f"there is no file {source}: give the path of a file of prompts")
-        try:
-            rows = reader(path)
-        except (ValueError, OSError, csv.Error) as error:
-            what = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise GirsanovError(f"{source} cannot be read ({what}): mend the file or save it again") from None
-    elif path.is_file():
-        raise GirsanovError(f"{source} is of no kind that is read here: {', '.join(READERS)}, or a data set")
+    if path.suffix.lower() == ".txt":
+        found = read_text(path)
+    elif path.is_file() or (path.suffix.lower() in READERS and not path.is_dir()):
+        found = [row for _, row in rows(path)]
     else:
-        rows = from_datasets(source, split)
-    return prompt_set(rows[:limit], source, column)
+        found = from_datasets(source, split)
+    return prompt_set(found[:limit], source, column)
 
 
-def prompt_set(rows: Sequence[Mapping[str, Any]], source: str, column: str | None) -> PromptSet:
+def prompt_set(found: Sequence[Mapping[str, Any]], source: str, column: str | None) -> PromptSet:
     """Rows as prompts; empty ones are left out."""
-    if not rows:
+    if not found:
         raise GirsanovError(f"{source} holds no prompts: give at least one")
-    if not all(isinstance(row, Mapping) for row in rows):
-        raise GirsanovError(f"{source} holds something else than objects: each prompt is one, with a column 'prompt'")
-    names = [column] if column else [c for c in COLUMNS if c in rows[0]]
-    if not names or any(names[0] not in row for row in rows):
+    names = [column] if column else [c for c in COLUMNS if c in found[0]]
+    if not names or any(names[0] not in row for row in found):
         wanted = repr(column) if column else " or ".join(map(repr, COLUMNS))
-        raise GirsanovError(f"{source} has no column {wanted}: {told(rows[0])}, name one with prompts_column=...")
-    kept = [row for row in rows if str(row[names[0]] or "").strip()]
+        raise GirsanovError(f"{source} has no column {wanted}: {told(found[0])}, name one with prompts_column=...")
+    kept = [row for row in found if str(row[names[0]] or "").strip()]
     if not kept:
         raise GirsanovError(f"all prompts of {source} are empty: give at least one")
     metadata = tuple({k: v for k, v in row.items() if k != names[0]} for row in kept)
@@ -100,42 +90,13 @@ def told(row: Mapping[str, Any]) -> str:
 
 def read_text(path: Path) -> list[dict[str, Any]]:
     """One prompt a line."""
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return [{"prompt": line.strip()} for line in lines if line.strip()]
-
-
-def read_json(path: Path) -> list[Any]:
-    """A list of objects, or one object a line."""
-    text = path.read_text(encoding="utf-8")
-    if path.suffix.lower() == ".json":
-        data = json.loads(text)
-        if not isinstance(data, list):
-            raise ValueError("it is no list")
-        return data
-    found = []
-    for number, line in enumerate(text.splitlines(), 1):
-        if line.strip():
-            try:
-                found.append(json.loads(line))
-            except ValueError as error:
-                raise ValueError(f"line {number} is no JSON: {error}") from None
-    return found
-
-
-def read_csv(path: Path) -> list[dict[str, Any]]:
-    """Rows under a header."""
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ","))
-
-
-def read_parquet(path: Path) -> list[dict[str, Any]]:
-    """Rows of a table."""
+    if not path.is_file():
+        raise GirsanovError(f"there is no file {path}")
     try:
-        import pyarrow.parquet
-    except ImportError:
-        raise GirsanovError("Parquet files need the package pyarrow: pip install 'girsanov[data]'") from None
-    rows: list[dict[str, Any]] = pyarrow.parquet.read_table(path).to_pylist()
-    return rows
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError:
+        raise GirsanovError(f"{path} is no text in UTF-8: is it what its ending says?") from None
+    return [{"prompt": line.strip()} for line in lines if line.strip()]
 
 
 def from_datasets(name: str, split: str) -> list[dict[str, Any]]:
@@ -160,14 +121,3 @@ def from_datasets(name: str, split: str) -> list[dict[str, Any]]:
             f"there is no file {name}, and no data set of that name with a split {split!r} ({what}): give a file, a "
             "folder, or OWNER/NAME on the hub"
         ) from None
-
-
-READERS: dict[str, Callable[[Path], list[Any]]] = {
-    ".txt": read_text,
-    ".jsonl": read_json,
-    ".json": read_json,
-    ".csv": read_csv,
-    ".tsv": read_csv,
-    ".parquet": read_parquet,
-}
-"""File endings that are read."""
