@@ -11,6 +11,7 @@ randomness, dtype and device belong to the caller.
 
 from abc import ABC, abstractmethod
 from collections.abc import Generator
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -112,6 +113,27 @@ class AffineSampler(Sampler):
         a, b, _ = self.coefficients(model.process, step)
         v = yield Stage(x, step.t, step.h.abs())
         return combine(x, v, *affine_map(model.process(step.t), "velocity", a, b))
+
+
+@dataclass(frozen=True)
+class EtaSampler(AffineSampler):
+    """A one-stage sampler whose ``eta`` scales the standard deviation of the reverse SDE's noise."""
+
+    eta: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.eta >= 0:
+            raise GirsanovError(f"eta scales a standard deviation and must be at least 0, not {self.eta}")
+
+    @property
+    def stochastic(self) -> bool:
+        """eta > 0."""
+        return self.eta > 0
+
+    @property
+    def memoryless(self) -> bool:
+        """eta = 1."""
+        return self.eta == 1
 
 
 class StagedSampler(Sampler):

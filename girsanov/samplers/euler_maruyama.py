@@ -24,9 +24,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from girsanov.errors import GirsanovError
 from girsanov.processes import Process
-from girsanov.samplers.base import AffineSampler
+from girsanov.samplers.base import EtaSampler
 from girsanov.types import Step
 
 
@@ -43,24 +42,8 @@ def finite_g2(process: Process, step: Step) -> Tensor:
 
 
 @dataclass(frozen=True)
-class EulerMaruyama(AffineSampler):
+class EulerMaruyama(EtaSampler):
     """First-order reverse SDE. ``eta`` scales the standard deviation: 0 Euler, 1 reverse SDE, above 1 more noise."""
-
-    eta: float = 1.0
-
-    def __post_init__(self) -> None:
-        if not self.eta >= 0:
-            raise GirsanovError(f"eta scales a standard deviation and must be at least 0, not {self.eta}")
-
-    @property
-    def stochastic(self) -> bool:
-        """eta > 0."""
-        return self.eta > 0
-
-    @property
-    def memoryless(self) -> bool:
-        """eta = 1."""
-        return self.eta == 1
 
     def coefficients(self, process: Process, step: Step) -> tuple[Tensor, Tensor, Tensor]:
         """``(A, B, std)`` at ``q = eta^2 g^2``."""

@@ -17,31 +17,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from girsanov.errors import GirsanovError
 from girsanov.processes import Process
-from girsanov.samplers.base import AffineSampler, rho_ratio
+from girsanov.samplers.base import EtaSampler, rho_ratio
 from girsanov.types import Step
 
 
 @dataclass(frozen=True)
-class GDDIM(AffineSampler):
+class GDDIM(EtaSampler):
     """Exponential integrator. ``eta`` scales the standard deviation: 0 DDIM, 1 DDPM, above 1 more noise."""
-
-    eta: float = 1.0
-
-    def __post_init__(self) -> None:
-        if not self.eta >= 0:
-            raise GirsanovError(f"eta scales a standard deviation and must be at least 0, not {self.eta}")
-
-    @property
-    def stochastic(self) -> bool:
-        """eta > 0."""
-        return self.eta > 0
-
-    @property
-    def memoryless(self) -> bool:
-        """eta = 1."""
-        return self.eta == 1
 
     def coefficients(self, process: Process, step: Step) -> tuple[Tensor, Tensor, Tensor]:
         """``alpha_s, sigma_s k, sigma_s sqrt(1 - k^2)``."""
