@@ -216,16 +216,13 @@ def bench_command(chosen: argparse.Namespace, command: str) -> int:
     from girsanov.bench import run_bench
 
     parts = {"methods": chosen.methods, "problems": chosen.problems, "seeds": [chosen.seeds] if chosen.seeds else None}
-    told = " ".join(f"--{name} {' '.join(map(str, given))}" for name, given in parts.items() if given)
-    run_bench(
-        json_path=chosen.json,
-        plot_path=chosen.plot,
-        methods=chosen.methods,
-        seeds=chosen.seeds,
-        fast=chosen.fast,
-        problems=chosen.problems,
-        command=" ".join(filter(None, ["girsanov bench", told, "--fast" if chosen.fast else ""])),
-    )
+    told = [
+        "girsanov bench",
+        *(f"--{k} {' '.join(map(str, v))}" for k, v in parts.items() if v),
+        *["--fast"] * chosen.fast,
+    ]
+    options = {"methods": chosen.methods, "problems": chosen.problems, "seeds": chosen.seeds, "fast": chosen.fast}
+    run_bench(chosen.json, chosen.plot, **options, command=" ".join(told))
     return 0
 
 

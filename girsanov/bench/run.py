@@ -23,7 +23,7 @@ from girsanov.errors import GirsanovError
 from girsanov.grids import Grid
 from girsanov.methods import METHODS
 from girsanov.methods.adjoint.costs import QuadraticCost
-from girsanov.methods.advantages.base import LeaveOneOut
+from girsanov.methods.advantages import LeaveOneOut, RunningBuffer
 from girsanov.methods.base import Method
 from girsanov.methods.continuous.price import PathKLPrice
 from girsanov.methods.forward.errors import VelocityError
@@ -48,6 +48,10 @@ def step_kl(share: float = 1.0) -> PerStepKL:
     return PerStepKL(share * UNIT * STEPS, StepLength())
 
 
+def _buffered() -> dict[str, Any]:
+    return {"advantage": RunningBuffer(32, 16), "kl": PathKL(UNIT), "sampler": COMMON}  # +-5 would cut a curved reward
+
+
 def _regression() -> dict[str, Any]:
     return {"advantage": LeaveOneOut(), "times": GridTimes(), "draws": 5}
 
@@ -64,8 +68,8 @@ SETTINGS: dict[str, Callable[[BenchProblem], dict[str, Any]]] = {
         "surrogate": ScoreFunction(),
         "sampler": COMMON,
     },
-    "ddpo": lambda p: {"kl": PathKL(UNIT), "sampler": COMMON},
-    "ddpo-sf": lambda p: {"kl": PathKL(UNIT), "sampler": COMMON},
+    "ddpo": lambda p: _buffered(),
+    "ddpo-sf": lambda p: _buffered(),
     "dpok": lambda p: {"kl": PerStepKL(BETA), "sampler": COMMON},
     "flow-grpo": lambda p: {"kl": step_kl()},
     "flow-grpo-fast": lambda p: {"kl": step_kl()},
@@ -176,7 +180,7 @@ def run_one(name: str, problem: BenchProblem, seed: int, budget: Budget) -> Resu
     method = make_method(name, problem)
     net = Correction(problem.law, problem.model, problem.grid, problem.features)
     policy = Policy(dataclasses.replace(problem.model, net=net))
-    requests = Requests(problem.law, problem.reward, budget, method.data == "pairs")
+    requests = Requests(problem.law, problem.reward, budget, method.data)
     limit, aim = problem.limit(method), problem.aim(method)
     trained = train_one(method, policy, requests, seed, budget.free_lr if limit is None else budget.lr)
     last = float(budget.iterations)

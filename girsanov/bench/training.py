@@ -15,6 +15,7 @@ from torch import Tensor
 from girsanov.bench.nets import Correction
 from girsanov.bench.problems import GROUP
 from girsanov.errors import GirsanovError
+from girsanov.items import ItemPrompts, labelled, ranked
 from girsanov.methods.base import Method, Turn
 from girsanov.noise import Noise, generator
 from girsanov.pairs import PairPrompts
@@ -82,19 +83,19 @@ class BatchTurn(Turn):
 
 @dataclass(frozen=True)
 class Requests:
-    """Unconditional requests, with fresh preference pairs from the exact law for the methods that want them.
+    """Unconditional requests, with fresh samples of the exact law, judged, for the methods that want them.
 
     Attributes:
-        law: of the pairs.
+        law: of the samples.
         reward: the annotator's taste (Bradley-Terry at temperature 1).
         budget: sizes.
-        pairs: whether to make pairs.
+        data: what the method takes: "prompts", "pairs", "labels" or "lists" (of four).
     """
 
     law: Mixture
     reward: Reward
     budget: Budget
-    pairs: bool
+    data: str
 
     def batch(self, seed: int, iteration: int) -> Prompts:
         """The requests of an iteration."""
@@ -102,15 +103,26 @@ class Requests:
         ids = torch.arange(n)
         cond = Cond({}, torch.zeros(n, dtype=torch.int64))
         plain = Prompts(cond, ids, ids // self.budget.group)
-        if not self.pairs:
+        if self.data == "prompts":
             return plain
         g = generator((seed, iteration, 17))
+        if self.data != "pairs":
+            return self.judged(plain, g)
         one, two = self.law.sample(n, g), self.law.sample(n, g)
         odds = torch.sigmoid(self.reward(one, plain) - self.reward(two, plain))
         first = (torch.rand(n, generator=g, dtype=torch.float64) < odds).unsqueeze(1)
         return PairPrompts(
             cond, ids, plain.group, chosen=torch.where(first, one, two), rejected=torch.where(first, two, one)
         )
+
+    def judged(self, plain: Prompts, g: torch.Generator) -> Prompts:
+        """Single samples that are called good or bad, or four that are ranked."""
+        k = 1 if self.data == "labels" else 4
+        many = self.law.sample(k * len(plain), g)
+        score = self.reward(many, plain.take(torch.arange(len(plain)).repeat_interleave(k))).view(-1, k).double()
+        items, key = many.unflatten(0, (-1, k)), int(torch.randint(1 << 30, (), generator=g))
+        found = (labelled if k == 1 else ranked)(plain.cond, items, score, 1.0, len(plain), key)
+        return ItemPrompts(plain.cond, plain.ids, plain.group, items=found.items, score=found.score, sign=found.sign)
 
 
 @dataclass(frozen=True)
