@@ -483,6 +483,57 @@ def dit() -> Any:
     return DiTPipeline(transformer=shaken(transformer), vae=autoencoder(), scheduler=scheduler)
 
 
+def pixart() -> Any:
+    from diffusers import DDIMScheduler, PixArtSigmaPipeline, PixArtTransformer2DModel
+
+    t5 = t5_tokenizer()
+    transformer = PixArtTransformer2DModel(
+        num_attention_heads=2,
+        attention_head_dim=8,
+        in_channels=4,
+        out_channels=8,
+        num_layers=2,
+        cross_attention_dim=16,
+        sample_size=8,
+        caption_channels=16,
+        norm_num_groups=2,
+        use_additional_conditions=False,
+    )
+    return PixArtSigmaPipeline(
+        tokenizer=t5,
+        text_encoder=t5_text(t5),
+        vae=autoencoder(),
+        transformer=shaken(transformer),
+        scheduler=DDIMScheduler(**BETAS, clip_sample=False, steps_offset=1),
+    )
+
+
+def controlnet() -> Any:
+    from diffusers import ControlNetModel, DDIMScheduler, StableDiffusionControlNetPipeline
+
+    tokenizer = clip_tokenizer()
+    network = ControlNetModel(
+        block_out_channels=(8, 16),
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        norm_num_groups=4,
+        layers_per_block=1,
+        cross_attention_dim=16,
+        attention_head_dim=2,
+        conditioning_embedding_out_channels=(4, 4),
+    )
+    return StableDiffusionControlNetPipeline(
+        vae=autoencoder(),
+        text_encoder=clip_text(tokenizer),
+        tokenizer=tokenizer,
+        unet=unet(),
+        controlnet=shaken(network, 0.2),
+        scheduler=DDIMScheduler(**BETAS, clip_sample=False, set_alpha_to_one=False, steps_offset=1),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
 def sit_checkpoint(path: Path, **config: Any) -> Path:
     """A small SiT in the layout of the published files."""
     from girsanov.adapters.sit import SiTNetwork
@@ -506,6 +557,8 @@ FAMILIES: dict[str, Callable[[], Any]] = {
     "wan": wan,
     "stable-audio": stable_audio,
     "dit": dit,
+    "pixart": pixart,
+    "controlnet": controlnet,
 }
 """Every tiny pipeline by a short name."""
 

@@ -78,6 +78,7 @@ class Adapter(ABC):
         options: the settings of ``PipelineConfig`` that mean something here.
         classes: number of classes of a class-conditional model, None for texts.
         scale_argument: the pipeline's argument for the scale of classifier-free guidance.
+        helpers: frozen components that run with the network at every step.
         longest: the tokeniser that reads most of a prompt, and how many tokens; None asks the tokeniser.
     """
 
@@ -88,6 +89,7 @@ class Adapter(ABC):
     classes: int | None = None
     scale_argument: ClassVar[str] = "guidance_scale"
     longest: ClassVar[tuple[str, int | None]] = ("tokenizer", None)
+    helpers: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, pipe: Any, config: PipelineConfig | None = None) -> None:
         self.pipe, self.config = pipe, config or PipelineConfig()
@@ -167,6 +169,12 @@ class Adapter(ABC):
     def settings(self) -> Mapping[str, Any]:
         """What embeddings depend on besides the encoders."""
         return {"family": type(self).__name__, "tokens": self.config.tokens, "seconds": self.config.seconds}
+
+    def to(self, device: torch.device | str) -> None:
+        """Moves what runs at every step to a device; text encoders and autoencoder stay where they are."""
+        self.net.to(device)
+        for name in self.helpers:
+            getattr(self.pipe, name).to(device)
 
     @property
     def tokens(self) -> int:

@@ -14,6 +14,7 @@ from girsanov.errors import GirsanovError
 
 FAMILIES: dict[str, str] = {
     "StableDiffusionPipeline": "girsanov.adapters.stable_diffusion:StableDiffusion",
+    "StableDiffusionControlNetPipeline": "girsanov.adapters.controlnet:ControlledStableDiffusion",
     "StableDiffusion3Pipeline": "girsanov.adapters.sd3:StableDiffusion3",
     "Flux2KleinPipeline": "girsanov.adapters.flux2:Flux2Klein",
     "StableDiffusionXLPipeline": "girsanov.adapters.sdxl:StableDiffusionXL",
@@ -27,10 +28,15 @@ FAMILIES: dict[str, str] = {
 """Pipeline class -> adapter, as ``module:Class``, imported when a pipeline of it is loaded."""
 
 INDEX = "model_index.json"
+CHECKED = ("StableDiffusionPipeline", "StableDiffusionControlNetPipeline")
 
 
 def load_pipeline(
-    name: str | Path, config: PipelineConfig | None = None, *, dtype: torch.dtype = torch.float32
+    name: str | Path,
+    config: PipelineConfig | None = None,
+    *,
+    dtype: torch.dtype = torch.float32,
+    family: type[Adapter] | None = None,
 ) -> Adapter:
     """The adapter of a pipeline in a folder, or of a name on the Hugging Face hub.
 
@@ -39,6 +45,7 @@ def load_pipeline(
             of its autoencoder after a comma.
         config: size and the like.
         dtype: of the weights; steps are in float32 whatever it is.
+        family: the adapter to use, your own for example; by default the one of the pipeline's class.
 
     Raises:
         GirsanovError: no diffusers, no pipeline at that place, an unknown family, a setting that the family lacks.
@@ -48,14 +55,23 @@ def load_pipeline(
 
         return load_sit(str(name), config, dtype=dtype)
     kind = pipeline_class(str(name))
+    if family is None:
+        family = family_of(kind, str(name))
+    if kind not in family.pipelines:
+        raise GirsanovError(f"{name} is a {kind}, and {family.__name__} reads {', '.join(family.pipelines)}")
+    return family(open_pipeline(kind, str(name), dtype), config)
+
+
+def family_of(kind: str, name: str) -> type[Adapter]:
+    """The adapter of a pipeline class. Raises GirsanovError where there is none."""
     if kind not in FAMILIES:
         raise GirsanovError(
-            f"{name} is a {kind}, a family that is not known here: there are {', '.join(FAMILIES)}; to add one, see "
-            "docs/models.md"
+            f"{name} is a {kind}, a family that is not known here: there are {', '.join(FAMILIES)}; one of your own is "
+            "forty lines, see docs/models.md"
         )
     module, _, cls = FAMILIES[kind].partition(":")
     family: type[Adapter] = getattr(importlib.import_module(module), cls)
-    return family(open_pipeline(kind, str(name), dtype), config)
+    return family
 
 
 def diffusers() -> Any:
@@ -135,7 +151,7 @@ def open_pipeline(kind: str, name: str, dtype: torch.dtype) -> Any:
         known = hasattr(package, kind)
     if not known:
         raise GirsanovError(f"diffusers {package.__version__} has no {kind}: upgrade it")
-    unchecked = {"safety_checker": None, "requires_safety_checker": False} if kind == "StableDiffusionPipeline" else {}
+    unchecked = {"safety_checker": None, "requires_safety_checker": False} if kind in CHECKED else {}
     try:
         with quiet():
             return getattr(package, kind).from_pretrained(name, dtype=dtype, **unchecked)

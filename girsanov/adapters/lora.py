@@ -4,12 +4,18 @@ Hu et al. 2021, arXiv:2106.09685, section 4.1. The adapters are peft's. By defau
 the policy's strength is the only dial.
 """
 
+import warnings
 from collections.abc import Sequence
 
 import torch
 from torch import nn
 
 from girsanov.errors import GirsanovError
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether a module is a linear layer: torch's, or GPT-2's transposed one (``transformers``' Conv1D)."""
+    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
 
 
 def add_lora(
@@ -39,15 +45,16 @@ def add_lora(
         raise GirsanovError("the network has adapters already: give it without")
     if rank < 1:
         raise GirsanovError(f"the rank of an adapter must be at least 1, not {rank}")
-    names = [name for name, module in net.named_modules() if isinstance(module, nn.Linear)]
+    names = [name for name, module in net.named_modules() if is_linear(module)]
     chosen = [n for n in names if targets is None or any(n == t or n.endswith(f".{t}") for t in targets)]
     if not chosen:
         raise GirsanovError(
             f"no linear layer is called {', '.join(targets or ())}: there are {', '.join(names) or 'none'}"
         )
     device = next(net.parameters()).device
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         torch.manual_seed(seed)
+        warnings.filterwarnings("ignore", "fan_in_fan_out")  # peft finds out by itself, and says so
         inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=alpha or rank, target_modules=chosen), net)
     net.to(device)
     for name, p in net.named_parameters():

@@ -17,11 +17,12 @@ from girsanov.adapters.base import Adapter, PipelineConfig
 from girsanov.adapters.load import load_pipeline
 from girsanov.adapters.weights import resume_adapters, save_weights, train_adapters, train_everything
 from girsanov.config import Part, make
+from girsanov.config.parts import load
 from girsanov.errors import GirsanovError
+from girsanov.items import simulate
 from girsanov.methods import METHODS
 from girsanov.methods.base import Method
 from girsanov.models import ModelLike
-from girsanov.pairs import simulate_pairs
 from girsanov.policy import Policy
 from girsanov.recipes.base import Assembled, Recipe, RunConfig
 from girsanov.recipes.media import draw, write
@@ -42,6 +43,7 @@ class PipelineRunConfig(RunConfig):
 
     Attributes:
         model: folder or hub name of the pipeline, as ``DiffusionPipeline.from_pretrained`` takes it.
+        family: your own adapter for a pipeline that is not known here, ``my_file.py:Class``.
         pipeline: size of what is drawn, and the like.
         lora: rank of the adapters; None trains every weight of the network.
         lora_alpha: scale of the adapters times the rank; the rank by default.
@@ -65,6 +67,7 @@ class PipelineRunConfig(RunConfig):
     method: Part[Method] = Part("clipped-pg")
     train: TrainConfig = TrainConfig(iterations=100, lr=1e-4)
     model: str | None = None
+    family: str | None = None
     pipeline: PipelineConfig = PipelineConfig()
     lora: Count | None = 16
     lora_alpha: Count | None = None
@@ -133,7 +136,7 @@ class PipelineRecipe(Recipe):
         adapter = opened(config)
         with nullcontext() if accelerator is None else accelerator.main_process_first():
             asked = self.asked(config, adapter, device)  # fills the cache of embeddings
-        adapter.net.to(device)
+        adapter.to(device)
         model = dataclasses.replace(adapter.model(), autocast=config.autocast)
         scale = adapter.guidance() if config.guidance is None else config.guidance
         policy = Policy(model, dict.fromkeys(config.guided, scale))
@@ -154,8 +157,8 @@ class PipelineRecipe(Recipe):
             device,
         )
         source = asked.source
-        if method.data == "pairs":
-            source = paired(config, policy.view("reference", "rollout"), evaluator, asked.source, device)
+        if method.data != "prompts":
+            source = judged(method.data, config, policy.view("reference", "rollout"), evaluator, device)
         run = Run(policy, method, config.train, source, accelerator)
         return Assembled(
             run,
@@ -172,11 +175,20 @@ class PipelineRecipe(Recipe):
         )
 
 
+def own_family(address: str) -> type[Adapter]:
+    """The user's adapter. Raises GirsanovError if it is none."""
+    found = load(address)
+    if not (isinstance(found, type) and issubclass(found, Adapter)):
+        raise GirsanovError(f"{address} is no adapter: derive it from girsanov.adapters.Adapter")
+    return found
+
+
 def opened(config: PipelineRunConfig) -> Adapter:
     """The pipeline with what is to be trained in it."""
     half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.precision, torch.float32)
     dtype = torch.float32 if config.lora is None and config.lora_from is None else half
-    adapter = load_pipeline(str(config.model), config.pipeline, dtype=dtype)
+    family = None if config.family is None else own_family(config.family)
+    adapter = load_pipeline(str(config.model), config.pipeline, dtype=dtype, family=family)
     if config.lora_from is not None:
         resume_adapters(adapter, config.lora_from)
     elif config.lora is not None:
@@ -186,13 +198,14 @@ def opened(config: PipelineRunConfig) -> Adapter:
     return adapter
 
 
-def paired(
-    config: PipelineRunConfig, base: ModelLike, evaluator: PipelineEvaluator, source: PromptSource, device: torch.device
+def judged(
+    data: str, config: PipelineRunConfig, base: ModelLike, evaluator: PipelineEvaluator, device: torch.device
 ) -> PromptSource:
-    """Pairs of samples of the pretrained pipeline that an annotator has judged by the reward."""
+    """Samples of the pretrained pipeline that an annotator has judged by the reward."""
     many = evaluator.requests(torch.arange(config.pairs))
     asked = Prompts(many.cond.to(device), many.ids, many.group, many.meta)
-    return simulate_pairs(
+    return simulate(
+        data,
         base,
         evaluator.sampler,
         evaluator.grid,

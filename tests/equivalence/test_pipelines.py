@@ -238,3 +238,43 @@ def test_pictures_to_edit_enter_as_conditions(root: Any) -> None:
         close(ours[i : i + 1], pair.case.layout(theirs, pair.adapter), 1e-4)
     plain = rollout(Guided(pair.model, SCALE), pair.adapter.sampler(), pair.adapter.grid(4), pair.start, pair.cond).x0
     assert not torch.allclose(ours, plain, rtol=1e-2), "the picture has no influence"
+
+
+def test_a_control_picture_enters_as_a_condition(root: Any) -> None:
+    """ControlNet against its pipeline, one prompt at a time: four guided steps, 1e-4; the ControlNet stays frozen."""
+    from PIL import Image
+
+    adapter = load_pipeline(folder_of("controlnet", root), PipelineConfig(height=16, width=24))
+    images = [Image.effect_mandelbrot((24, 16), (-2, -1.5, 1, 1.5), q).convert("RGB") for q in (9, 40)]
+    plain, index = conditions(adapter, LINES[4]), torch.arange(2)
+    assert plain.null is not None
+    tables, null = (
+        adapter.image_conditions(images),
+        {k: v.expand(2, *v.shape[1:]) for k, v in plain.null.tables.items()},
+    )
+    cond = Cond(plain.tables | tables, index, Cond(null | tables, index))
+    model = adapter.model()
+    start = torch.randn(2, *model.shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        ours = rollout(Guided(model, SCALE), adapter.sampler(), adapter.grid(4), start, cond).x0
+    adapter.pipe.set_progress_bar_config(disable=True)
+    for i, image in enumerate(images):
+        theirs = adapter.pipe(
+            TEXTS[i],
+            image,
+            16,
+            24,
+            num_inference_steps=4,
+            guidance_scale=SCALE,
+            negative_prompt=LINES[4],
+            latents=start[i : i + 1],
+            output_type="latent",
+        ).images
+        close(ours[i : i + 1], theirs, 1e-4)
+    other = {"control": tables["control"].flip(0)}
+    swapped = Cond(plain.tables | other, index, Cond(null | other, index))
+    with torch.no_grad():
+        far = rollout(Guided(model, SCALE), adapter.sampler(), adapter.grid(4), start, swapped).x0
+    assert float((far - ours).norm() / ours.norm()) > 1e-3, "the picture has no influence"
+    model(start, torch.tensor(0.5), cond).sum().backward()
+    assert all(p.grad is None for p in adapter.pipe.controlnet.parameters())
