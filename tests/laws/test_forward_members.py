@@ -258,6 +258,20 @@ def test_the_gate_of_dgpo_is_that_of_the_group() -> None:
     assert all(bool((d.note == 0.5).all()) for d in collect(method, at_reference, requests(16, 8)).draws)
 
 
+def test_dgpo_stops_where_an_error_has_moved_by_the_clip_the_way_its_advantage_asks() -> None:
+    _, old, draw, batch = at_a_point()
+    v = old + 0.3 * torch.randn(old.shape, generator=torch.Generator().manual_seed(5), dtype=F64)
+    noted = dataclasses.replace(draw, note=torch.full((len(v),), 0.5, dtype=F64))
+    method = DGPO(**COMMON | {"kappa": 0.0, "clip": 0.05})
+    moved = mean_square(v - draw.target) - mean_square(old - draw.target)
+    stopped = (batch.advantage * moved < 0) & (moved.abs() > 0.05)
+    want = torch.where(stopped[:, None], 0.0, 0.5 * batch.advantage[:, None] * (v - draw.target))
+    assert 0 < int(stopped.sum()) < len(v) and bool(
+        (moved.abs()[~stopped] > 0.05).any()
+    )  # a move back is never stopped
+    torch.testing.assert_close(slope(method, v, old, noted, batch), want, rtol=1e-9, atol=1e-12)
+
+
 def test_leaving_the_mean_of_crd_without_gradient_changes_nothing_at_the_first_update() -> None:
     tuned = policy()
     method = CRD(**COMMON | {"kappa": 0.0})
@@ -323,6 +337,7 @@ def test_everything_stays_in_float32_and_masked_samples_add_nothing(name: str) -
             "a denoising error has no divergence for a trust mask: use Clip or Hinge",
         ),
         (lambda: DGPO(reward=REWARD, beta=0.0), "beta of a preference loss must be positive, not 0.0"),
+        (lambda: DGPO(reward=REWARD, clip=0.0), "DGPO needs clip > 0 and kappa >= 0, not 0.0 and 0.001"),
         (lambda: CRD(reward=REWARD, b=0.0), "CRD needs b > 0 and kappa >= 0, not 0.0 and 0.02"),
         (lambda: Huber(1.5), "a Huber weight needs 0 < p <= 1 and floor > 0, not 1.5 and 1e-10"),
     ],

@@ -2,10 +2,11 @@ r"""Forward-process methods whose objective is that of a whole group: DGPO and C
 
 DGPO is DPO between the good and the bad part of a group, with the denoising error e standing for ``-log pi``:
 
-.. math:: L = E\big[ \mathrm{sg}[g]\, A_i e_i \big], \qquad
-    g = \sigma\Big( \frac{\beta}{n} \sum_{j \in group} A_j (e_j - e_j^{ref}) \Big)
+.. math:: L = E\big[ \mathrm{sg}[g]\, \max(A_i e_i,\, A_i\, \mathrm{clip}(e_i, e_i^{old} - c, e_i^{old} + c)) \big]
+    + \kappa\, \|v - v_{ref}\|^2 / d, \qquad g = \sigma\Big( \frac{\beta}{n} \sum_{group} A_j (e_j - e_j^{ref}) \Big)
 
-Samples of a group share (t, eps). The gate g is 1/2 at the reference and closes as the group is told apart.
+Samples of a group share (t, eps). The gate g is 1/2 at the reference and closes as the group is told apart. The clip is
+that of a ratio, on errors: what has already moved by c from a fast moving copy, the way its advantage asks, stays.
 
 CRD regresses the centred reward on a centred implicit one, ``R_i = -(e_i - e_i^{old})``:
 
@@ -15,7 +16,8 @@ Both need numbers of the whole group (the gate; the mean of R), which a micro-ba
 when the batch is collected, from the policy that starts its updates, so they are exact at the first update. Leaving the
 mean of R without a gradient changes nothing there, since the residuals of a group sum to 0.
 
-References: Luo et al. 2025, arXiv:2510.08425 (DGPO; beta 100 with a frozen reference); Zhu et al. 2026,
+References: Luo et al. 2025, arXiv:2510.08425 (DGPO; beta 100 with a frozen reference, c from 1e-3 to 1e-2, kappa 1e-3;
+the form of the clip as re-told, the copy's decay is not known to us); Zhu et al. 2026,
 arXiv:2603.14128 (CRD; kappa .1 to a guided reference, a factor 5 more).
 """
 
@@ -28,10 +30,9 @@ from torch import Tensor
 from girsanov.errors import GirsanovError
 from girsanov.methods.advantages.groups import Groups
 from girsanov.methods.base import Turn
-from girsanov.methods.forward.base import ForwardMethod
 from girsanov.methods.forward.draws import Draw, ForwardBatch
-from girsanov.methods.forward.errors import ErrorNorm, SelfNormalisedX0, VelocityError, mean_square
-from girsanov.methods.forward.old import OLD, ComparesWithOld
+from girsanov.methods.forward.errors import ErrorNorm, SelfNormalisedX0, VelocityError
+from girsanov.methods.forward.old import OLD, ComparesWithOld, ConstantDecay, DecaySchedule
 from girsanov.policy import Policy
 from girsanov.types import Prompts
 
@@ -44,21 +45,27 @@ def group_mean(values: Tensor, prompts: Prompts, turn: Turn) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DGPO(ForwardMethod):
+class DGPO(ComparesWithOld):
     """Direct group preference optimisation.
 
     Attributes:
         beta: how fast the gate closes.
+        clip: c, how far an error may move from that of the copy.
         error: e.
     """
 
     beta: float = 100.0
+    clip: float = 1e-2
+    kappa: float = 1e-3
     error: ErrorNorm = VelocityError()
+    decay: DecaySchedule = ConstantDecay(0.3)
     shared_noise: bool = True
 
     def __post_init__(self) -> None:
         if not self.beta > 0:
             raise GirsanovError(f"beta of a preference loss must be positive, not {self.beta}")
+        if not (self.clip > 0 and self.kappa >= 0):
+            raise GirsanovError(f"DGPO needs clip > 0 and kappa >= 0, not {self.clip} and {self.kappa}")
 
     def prepare(self, policy: Policy, batch: ForwardBatch, prompts: Prompts, turn: Turn) -> ForwardBatch:
         """Takes down the gate of every group and draw."""
@@ -72,9 +79,18 @@ class DGPO(ForwardMethod):
     def loss(
         self, v: Tensor, frozen: Mapping[str, Tensor], draw: Draw, batch: ForwardBatch
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """``g A e``."""
+        """``g max(A e, A clip(e))``, and the distance from the reference."""
         assert draw.note is not None
-        return draw.note * batch.advantage * self.error(v, draw), {"gate": draw.note.mean()}
+        e, old = self.error(v, draw), self.error(frozen[OLD], draw)
+        free = batch.advantage * e
+        held = batch.advantage * torch.minimum(torch.maximum(e, old - self.clip), old + self.clip)
+        pull, metrics = self.pull(v, frozen)
+        share = (held > free).to(e.dtype).mean()
+        return draw.note * torch.maximum(free, held) + pull, {
+            "gate": draw.note.mean(),
+            "clip_fraction": share,
+            **metrics,
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,8 +125,5 @@ class CRD(ComparesWithOld):
         assert draw.note is not None
         implicit = self.error(frozen[OLD], draw) - self.error(v, draw) - draw.note
         loss = (self.b * implicit - batch.advantage).square() / self.b
-        metrics = {"old_gap": mean_square(v.detach() - frozen[OLD]).mean().sqrt()}
-        if self.kappa > 0:
-            drift = mean_square(v - frozen["reference"])
-            loss, metrics["drift"] = loss + self.kappa * drift, drift.detach().mean()
-        return loss, metrics
+        pull, metrics = self.pull(v, frozen)
+        return loss + pull, metrics

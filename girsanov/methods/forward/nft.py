@@ -32,7 +32,7 @@ from torch import Tensor
 
 from girsanov.errors import GirsanovError
 from girsanov.methods.forward.draws import Draw, ForwardBatch
-from girsanov.methods.forward.errors import ErrorNorm, SelfNormalisedX0, mean_square
+from girsanov.methods.forward.errors import ErrorNorm, SelfNormalisedX0
 from girsanov.methods.forward.old import OLD, ComparesWithOld
 
 
@@ -70,9 +70,5 @@ class DiffusionNFT(ComparesWithOld):
         step = self.b * (v - old)
         q = 0.5 + 0.5 * (batch.advantage / self.limit).clamp(-1, 1)
         pair = q * self.error(old + step, draw) + (1 - q) * self.error(old - step, draw)
-        loss = self.limit / self.b * pair
-        metrics = {"old_gap": mean_square(v.detach() - old).mean().sqrt(), "signal": (2 * q - 1).abs().mean()}
-        if self.kappa > 0:
-            drift = mean_square(v - frozen["reference"])
-            loss, metrics["drift"] = loss + self.kappa * drift, drift.detach().mean()
-        return loss, metrics
+        pull, metrics = self.pull(v, frozen)
+        return self.limit / self.b * pair + pull, metrics | {"signal": (2 * q - 1).abs().mean()}

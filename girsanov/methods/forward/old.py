@@ -5,11 +5,15 @@ Reference: Zheng et al. 2025, arXiv:2509.16117, section 4.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
+
+from torch import Tensor
 
 from girsanov.errors import GirsanovError
 from girsanov.methods.base import State, Turn
 from girsanov.methods.forward.base import ForwardMethod
+from girsanov.methods.forward.errors import mean_square
 from girsanov.policy import Policy
 
 OLD = "old"
@@ -90,3 +94,11 @@ class ComparesWithOld(ForwardMethod):
     def before(self, policy: Policy, state: State, turn: Turn) -> None:
         """Moves the old policy."""
         move_old(policy, self.decay, state, turn)
+
+    def pull(self, v: Tensor, frozen: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """``kappa |v - v_ref|^2 / d`` [B], and the distances from old policy and reference to log."""
+        gap = {"old_gap": mean_square(v.detach() - frozen[OLD]).mean().sqrt()}
+        if self.kappa == 0:
+            return v.new_zeros(len(v)), gap
+        drift = mean_square(v - frozen["reference"])
+        return self.kappa * drift, gap | {"drift": drift.detach().mean()}
