@@ -99,7 +99,8 @@ def paper(*methods: str) -> Callable[[], str]:
         many = len(runs[methods[0]]["seeds"])
         note = (
             f"Digits after {runs[methods[0]]['iterations']} iterations: means over {many} seeds with 95 % intervals "
-            f"(Student's t)."
+            f"(Student's t). The bench gives a KL to methods that have none where that gives them an end point "
+            f"(`girsanov/bench/run.py`)."
         )
         head = ["problem", "method", "seeds", "end to limit %", "share of the best gain at equal KL, %", "path KL"]
         return "\n".join([markdown(["digits", *names], digits), "", note, "", markdown(head, exact)])
