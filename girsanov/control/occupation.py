@@ -172,6 +172,7 @@ OCCUPATIONS: dict[str, type[OccupationSampler]] = {
 """Every way to sample the occupation time by name."""
 
 
+@torch.no_grad()
 def occupy(environment: Environment, actor: Actor, noise: Noise, dtype: torch.dtype = torch.float64) -> Tensor:
     """One state a path drawn from ``d / mass`` exactly, [B, n]."""
     uniform = noise.uniform()

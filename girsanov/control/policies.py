@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from girsanov.control.affine import AffinePolicy
 from girsanov.control.environments.base import Environment
+from girsanov.control.environments.linear import LinearEnvironment
 from girsanov.control.gaussian import ActionLaw
-from girsanov.control.linear_quadratic import LQSolution
 from girsanov.errors import GirsanovError
 from girsanov.noise import generator
 from girsanov.policy import Policy
@@ -273,10 +273,9 @@ POLICIES: dict[str, type[PolicyConfig]] = {
 
 def check_admissible(environment: Environment, policy: AffinePolicy) -> None:
     """Raises GirsanovError, with the violated condition, if a policy is known to have no value here."""
-    solution = environment.solution()
-    if isinstance(solution, LQSolution):
-        for problem in (solution.problem.at(0.0), solution.problem.at(environment.dt)):
-            problem.evaluate(policy)
+    if isinstance(environment, LinearEnvironment):
+        for dt in (0.0, environment.dt):
+            environment.problem.at(dt).evaluate(policy)
 
 
 def random_admissible(environment: Environment, sees: Sequence[int] | None = None, seed: int = 0) -> AffinePolicy:

@@ -61,6 +61,14 @@ class QuadraticValue(Value):
     theta: Tensor
     n: int
 
+    @staticmethod
+    def of(form: Tensor) -> "QuadraticValue":
+        """``y' form y / 2`` with ``y = (x, 1)``, form symmetric [n + 1, n + 1]."""
+        n = len(form) - 1
+        i, j = torch.triu_indices(n, n, device=form.device)
+        second = form[i, j] * torch.where(i == j, 0.5, 1.0)
+        return QuadraticValue(torch.cat([form[n:, n] / 2, form[:n, n], second]), n)
+
     def __call__(self, x: Tensor) -> Tensor:
         """V(x), [B]."""
         return quadratic(x) @ self.theta.to(x)

@@ -8,13 +8,30 @@ import torch
 from accelerate import Accelerator
 
 from girsanov.checkpoint import load, save
+from girsanov.control import LQ
+from girsanov.control.agents import AGENTS
+from girsanov.control.policies import AffineActor
 from girsanov.grids import Grid
 from girsanov.methods import METHODS
+from girsanov.policy import Policy
 from girsanov.problems import LinearReward
-from girsanov.train import Run, iterate
+from girsanov.prompts import ClassPrompts
+from girsanov.train import Run, TrainConfig, iterate
 from tests.tiny import tiny_run
 
-METHODS_HERE = ("ode-am", "am", "clipped-pg", "nft", "ddpo", "branch-grpo", "dgpo", "crd", "ctrl", "ctrl-ratio")
+METHODS_HERE = ("ode-am", "am", "clipped-pg", "nft", "ddpo", "branch-grpo", "dgpo", "crd", "ctrl", "ctrl-ratio", "cppo")
+
+
+def new_run(name: str, accelerator: Accelerator | None) -> Run:
+    """A run of a method, or of an agent on the linear-quadratic problem."""
+    if name in METHODS:
+        method = METHODS[name](reward=LinearReward([1.0, 0.5]), grid=Grid.uniform(4))
+        return tiny_run(method, accelerator, iterations=3, max_grad_norm=None)
+    environment = LQ(dt=0.2)
+    policy = Policy(AffineActor(slope=((-0.3,),), offset=(-0.4,), std=0.5).build(environment))
+    config = TrainConfig(iterations=3, lr=1e-2, max_grad_norm=None)
+    prompts = ClassPrompts(num_classes=1, groups_per_batch=8, group_size=1)
+    return Run(policy, AGENTS[name](environment=environment), config, prompts, accelerator)
 
 
 def curve(run: Run, n: int) -> list[dict[str, float]]:
@@ -31,8 +48,7 @@ def main(out: Path, accelerator: Accelerator | None) -> None:
     torch.set_num_threads(1)
     found: dict[str, object] = {"world_size": 1 if accelerator is None else accelerator.num_processes}
     for name in METHODS_HERE:
-        method = METHODS[name](reward=LinearReward([1.0, 0.5]), grid=Grid.uniform(4))
-        run = tiny_run(method, accelerator, iterations=3, max_grad_norm=None)
+        run = new_run(name, accelerator)
         gradients: list[torch.Tensor] = []
         step = run.optimizers["policy"].step
 
