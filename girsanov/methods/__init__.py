@@ -20,7 +20,18 @@ from girsanov.methods.policy_gradient.clipped import ClippedPG as ClippedPG
 from girsanov.methods.policy_gradient.ddpo import DDPO, DPOK, DDPOScoreFunction
 from girsanov.methods.policy_gradient.grpo import DanceGRPO, FlowGRPO, FlowGRPOFast, MixGRPO, MixGRPOFlash
 from girsanov.methods.policy_gradient.remedies import PCPO, FlowDPPO, GRPOGuard, RSMHinge, TempFlowGRPO
+from girsanov.methods.preference.d3po import D3PO
 from girsanov.methods.preference.diffusion_dpo import DiffusionDPO as DiffusionDPO
+from girsanov.methods.preference.diffusion_kto import DiffusionKTO
+from girsanov.methods.preference.dlpo import DLPO
+from girsanov.methods.preference.dspo import DSPO
+from girsanov.methods.preference.mapo import MaPO
+from girsanov.methods.preference.online_dpo import OnlineDPO
+from girsanov.methods.preference.prdp import PRDP
+from girsanov.methods.preference.rank_dpo import RankDPO
+from girsanov.methods.preference.rwr import RewardWeighted
+from girsanov.methods.preference.sdpo import DiffusionSDPO
+from girsanov.methods.preference.spo import SPO
 
 METHODS: dict[str, type[Method]] = {
     "am": AdjointMatching,
@@ -56,5 +67,16 @@ METHODS: dict[str, type[Method]] = {
     "dgpo": DGPO,
     "crd": CRD,
     "diffusion-dpo": DiffusionDPO,
+    "diffusion-sdpo": DiffusionSDPO,
+    "dspo": DSPO,
+    "mapo": MaPO,
+    "rank-dpo": RankDPO,
+    "diffusion-kto": DiffusionKTO,
+    "online-dpo": OnlineDPO,
+    "d3po": D3PO,
+    "spo": SPO,
+    "prdp": PRDP,
+    "dlpo": DLPO,
+    "rwr": RewardWeighted,
 }
 """Every method by name."""

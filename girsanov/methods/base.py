@@ -19,8 +19,8 @@ from girsanov.noise import Noise
 from girsanov.policy import Policy
 from girsanov.types import Batch, Prompts
 
-Data = Literal["prompts", "pairs", "labels"]
-"""What ``collect`` takes: requests to sample, pairs of a preferred and another sample, or labelled samples."""
+Data = Literal["prompts", "pairs", "labels", "lists"]
+"""What ``collect`` takes: requests to sample, pairs of a preferred and another sample, labelled samples, or rankings."""
 
 State = dict[str, Any]
 """What a method moves (window position, running statistics): tensors, numbers, strings, lists; saved in every

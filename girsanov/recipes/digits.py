@@ -16,10 +16,10 @@ import torch
 from girsanov.config import Part, make
 from girsanov.evaluation.judge import Judge
 from girsanov.grids import Grid
+from girsanov.items import simulate
 from girsanov.methods.base import Method
 from girsanov.models import Model, ModelLike
 from girsanov.nets import NetConfig
-from girsanov.pairs import simulate_pairs
 from girsanov.predictions import Prediction
 from girsanov.pretrain import PretrainConfig, make_model, pretrain
 from girsanov.processes import Process
@@ -65,6 +65,10 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "train": {"iterations": 100, "lr": 2e-4},
     },
     **{
+        name: {"method": {"weight": {"kind": "constant", "beta": 200.0}}, "train": {"iterations": 60, "lr": 2e-4}}
+        for name in ("diffusion-sdpo", "dspo", "rank-dpo", "diffusion-kto", "online-dpo")
+    },
+    **{
         name: {"method": {"grid": UNIFORM}, "train": {"iterations": 40, "lr": 5e-5}}
         for name in ("draft", "draft-lv", "refl")
     },
@@ -98,8 +102,8 @@ class DigitsConfig(RunConfig):
         net, process, prediction, pretrain: the model and its pretraining; the cache is keyed by all of them.
         groups, group_size: prompts (digits) an iteration, over all processes, and samples of each.
         guidance: scale of classifier-free guidance in the rollout; 1 is none.
-        pairs, annotator: for methods that learn from pairs: how many are simulated, and the temperature of the
-            annotator who judges them by the reward.
+        pairs, annotator: for methods that learn from judged pictures: how many pairs, labels or lists are simulated,
+            and the temperature of the annotator who judges them by the reward.
         sampler, grid: what evaluations sample with.
         samples: how many they draw.
         evaluation_seed: of the noise they draw them from.
@@ -198,11 +202,12 @@ def evaluator_of(config: DigitsConfig, digits: Digits, device: torch.device, pro
 
 
 def prompts_for(method: Method, config: DigitsConfig, evaluator: Evaluator, base: ModelLike) -> PromptSource:
-    """Digits to draw; or pairs of pictures of the pretrained model that an annotator has judged by the reward."""
+    """Digits to draw; or pictures of the pretrained model that an annotator has judged by the reward."""
     if method.data == "prompts":
         sizes = {"groups_per_batch": config.groups, "group_size": config.group_size}
         return ClassPrompts(num_classes=CLASSES, null_class=CLASSES, seed=config.train.seed, **sizes)
-    return simulate_pairs(
+    return simulate(
+        method.data,
         base,
         evaluator.sampler,
         evaluator.grid,

@@ -27,11 +27,11 @@ from torch import Tensor, nn
 
 from girsanov.config import Part, make
 from girsanov.grids import Grid
+from girsanov.items import simulate
 from girsanov.methods.base import Method
 from girsanov.models import Model, ModelLike
 from girsanov.nets import MLPConfig
 from girsanov.noise import Noise
-from girsanov.pairs import simulate_pairs
 from girsanov.problems import Mixture, QuadraticReward, expected_reward, frontier, tilt, tilt_kl
 from girsanov.processes import RectifiedFlow
 from girsanov.prompts import ClassPrompts, groups_in
@@ -131,10 +131,18 @@ class MixtureRecipe(Recipe):
         method = make(Method, config.method, reward, process)
         sampler, grid = make(Sampler, config.sampler), make(Grid, config.grid, process)
         source: PromptSource = prompts_of(config, config.batch)
-        if method.data == "pairs":
+        if method.data != "prompts":
             base, many = policy.view("reference", "rollout"), prompts_of(config, config.pairs).batch(0).to(device)
-            source = simulate_pairs(
-                base, sampler, grid, reward, many, bt_temperature=beta, batch_size=config.batch, seed=PAIR_SEED
+            source = simulate(
+                method.data,
+                base,
+                sampler,
+                grid,
+                reward,
+                many,
+                bt_temperature=beta,
+                batch_size=config.batch,
+                seed=PAIR_SEED,
             )
         run = Run(policy, method, config.train, source, accelerator)
 

@@ -11,7 +11,8 @@ from girsanov.errors import GirsanovError
 from girsanov.grids import Grid
 from girsanov.methods.base import Turn
 from girsanov.methods.forward.times import GridTimes
-from girsanov.methods.preference import PAIR_WEIGHTS, DiffusionDPO, diffusion_dpo, weights
+from girsanov.methods.preference import PAIR_WEIGHTS, DiffusionDPO, base, noised, weights
+from girsanov.methods.preference.base import ItemBatch
 from girsanov.methods.preference.weights import ConstantWeight, TiltWeight
 from girsanov.pairs import PairPrompts, Pairs, simulate_pairs
 from girsanov.problems import Gaussian, LinearReward, end_law, tilt
@@ -47,7 +48,7 @@ def odds(data: Pairs) -> float:
     return a
 
 
-def batch_of(method: DiffusionDPO, policy: object, data: Pairs) -> diffusion_dpo.PairBatch:
+def batch_of(method: DiffusionDPO, policy: object, data: Pairs) -> ItemBatch:
     return method.collect(policy, data.batch(0), {}, Turn(0, 0))
 
 
@@ -87,9 +88,9 @@ def test_beta_scales_the_logit_and_the_published_form_is_met() -> None:
     def mse(view: str, x: Tensor, target: Tensor) -> Tensor:
         return (policy.view(view)(x, draw.t, cond) - target).square().mean(1)
 
-    sides = [(draw.winner, draw.winner_target), (draw.loser, draw.loser_target)]
-    theta, base = ([mse(v, *s) for s in sides] for v in ("current", "reference"))
-    inside = -0.5 * 20.0 * ((theta[0] - theta[1]) - (base[0] - base[1]))
+    sides = list(zip(draw.x.unbind(1), draw.target.unbind(1), strict=True))
+    theta, old = ([mse(v, *s) for s in sides] for v in ("current", "reference"))
+    inside = -0.5 * 20.0 * ((theta[0] - theta[1]) - (old[0] - old[1]))
     (chunk,) = method.losses(policy, batch, {})
     assert float(chunk.loss.detach()) == pytest.approx(
         float(-torch.nn.functional.logsigmoid(inside.detach()).mean()), rel=1e-12
@@ -98,8 +99,8 @@ def test_beta_scales_the_logit_and_the_published_form_is_met() -> None:
     # The noise is shared: what is left of x_w - x_l is alpha times the difference of the images.
     c = policy.model.process(draw.t)
     data = pairs(16, law).batch(0)
-    torch.testing.assert_close(draw.winner - draw.loser, c.alpha[:, None] * (data.chosen - data.rejected))
-    assert torch.equal(draw.winner_target, draw.loser_target)
+    torch.testing.assert_close(draw.x[:, 0] - draw.x[:, 1], c.alpha[:, None] * (data.chosen - data.rejected))
+    assert torch.equal(draw.target[:, 0], draw.target[:, 1])
 
 
 # ---- the optimum
@@ -152,8 +153,9 @@ def test_the_optimum_of_the_tilt_weight_is_the_tilted_law() -> None:
 
 @mutants(
     [
-        Mutation(diffusion_dpo.DiffusionDPO, "losses", "-0.5 *", "-1.0 *", tilt_optimum),
-        Mutation(diffusion_dpo.NoisedPairs, "margin", "- square_distance", "+ square_distance", tilt_optimum),
+        Mutation(base, "compared", "-0.5 *", "-1.0 *", tilt_optimum),
+        Mutation(base, "compared", "half * known", "-half * known", tilt_optimum),
+        Mutation(noised.Noised, "look", "self.target.transpose(0, 1)", "self.target", tilt_optimum),
         Mutation(weights.TiltWeight, "__call__", "* det) ** 2", "* det)", tilt_optimum),
         Mutation(weights.ConstantWeight, "__call__", "self.beta / d", "2 * self.beta / d", constant_optimum),
     ]
@@ -203,8 +205,7 @@ def test_the_gradient_is_that_of_the_written_out_loss_and_micro_batches_add_up()
         errors = {}
         for view in ("current", "reference"):
             model = policy.view(view)
-            good = (model(draw.winner, draw.t) - draw.winner_target).square().sum(1)
-            bad = (model(draw.loser, draw.t) - draw.loser_target).square().sum(1)
+            good, bad = ((model(draw.x[:, k], draw.t) - draw.target[:, k]).square().sum(1) for k in (0, 1))
             errors[view] = good - bad
         logit = -0.5 * draw.weight * (errors["current"] - errors["reference"])
         total = total + torch.log1p(torch.exp(-logit)).mean() / len(batch.draws)
@@ -258,7 +259,7 @@ def test_the_annotator_is_bradley_and_terrys() -> None:
     [
         (
             lambda: METHOD.collect(tunable(LAW.model(RectifiedFlow()), GRID), requests(4), {}, Turn(0, 0)),
-            "Diffusion-DPO learns from pairs: give a Pairs source, for example simulate_pairs(...)",
+            "DiffusionDPO learns from pairs: give a Pairs source, for example simulate_pairs(...)",
         ),
         (
             lambda: Pairs(Cond({}, torch.zeros(2, dtype=torch.int64)), torch.zeros(2, 1), torch.zeros(3, 1)),

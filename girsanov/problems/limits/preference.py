@@ -15,6 +15,8 @@ from girsanov.methods.preference.diffusion_dpo import DiffusionDPO
 from girsanov.methods.preference.weights import PairWeight, TiltWeight
 from girsanov.models import Model
 from girsanov.predictions import row
+from girsanov.preferences.labels import Clean
+from girsanov.preferences.links import Logistic
 from girsanov.problems.limits.problem import GaussianProblem
 from girsanov.problems.moments import end_law
 from girsanov.problems.recursions import Limit
@@ -53,9 +55,14 @@ def dpo_shift(problem: GaussianProblem, weight: PairWeight) -> Callable[[Tensor]
     return shift
 
 
+def _likelihood(method: DiffusionDPO) -> bool:
+    """Whether the loss is Bradley and Terry's likelihood: other links and labels have other optima."""
+    return method.link == Logistic() and method.labels == Clean()
+
+
 def dpo_limit(method: DiffusionDPO, problem: GaussianProblem) -> Limit | None:
     """One shift of the prediction at each time, sampled on the problem's grid."""
-    if not problem.linear:
+    if not problem.linear or not _likelihood(method):
         return None
     shift = dpo_shift(problem, method.weight)
     # At the two ends one image says nothing of the other's reward, and the weight's cap rules: a network that was
@@ -66,7 +73,7 @@ def dpo_limit(method: DiffusionDPO, problem: GaussianProblem) -> Limit | None:
 
 def dpo_beta(method: DiffusionDPO, problem: GaussianProblem) -> float | None:
     """``beta T`` of the tilt weight on round data of its std."""
-    if not isinstance(method.weight, TiltWeight):
+    if not isinstance(method.weight, TiltWeight) or not _likelihood(method):
         return None
     ball = torch.allclose(problem.law.cov, method.weight.std**2 * torch.eye(problem.law.d, dtype=torch.float64))
     return method.weight.beta * problem.bt_temperature if ball else None
