@@ -34,7 +34,7 @@ from girsanov.methods.policy_gradient.penalty import PathKL, PerStepKL
 from girsanov.methods.policy_gradient.windows import SlidingWindow
 from girsanov.methods.preference.weights import TiltWeight
 from girsanov.models import Model
-from girsanov.nets.skip import FullSkip
+from girsanov.nets.skip import CosineSkip, FullSkip, Skip
 from girsanov.nets.value import DenoisedReward
 from girsanov.policy import Policy
 from girsanov.surrogates import ScoreFunction
@@ -50,6 +50,16 @@ def step_kl(share: float = 1.0) -> PerStepKL:
 
 def _buffered() -> dict[str, Any]:
     return {"advantage": RunningBuffer(32, 16), "kl": PathKL(UNIT), "sampler": COMMON}  # +-5 would cut a curved reward
+
+
+def full(p: BenchProblem) -> Skip:
+    """The skip that is exact for the value of untuned Gaussian data."""
+    return FullSkip(float(p.law.cov.trace() / p.law.d) ** 0.5)
+
+
+def value(p: BenchProblem, skip: Skip) -> DenoisedReward:
+    """A value whose network is linear in its weights, with a skip."""
+    return DenoisedReward(skip, HatScalar(p.law, p.grid, p.features))
 
 
 def _regression() -> dict[str, Any]:
@@ -82,13 +92,9 @@ SETTINGS: dict[str, Callable[[BenchProblem], dict[str, Any]]] = {
     "tempflow-grpo": lambda p: {"kl": step_kl(4.5 * STEPS**-0.5)},
     "flow-dppo": lambda p: {"kl": step_kl()},
     "rsm-hinge": lambda p: {"kl": step_kl()},
-    "ctrl": lambda p: {
-        "price": PathKLPrice(BETA),
-        "sampler": COMMON,
-        "value": DenoisedReward(
-            FullSkip(float(p.law.cov.trace() / p.law.d) ** 0.5), HatScalar(p.law, p.grid, p.features)
-        ),
-    },
+    "ctrl": lambda p: {"price": PathKLPrice(BETA), "sampler": COMMON, "value": value(p, full(p))},
+    "ctrl-ratio": lambda p: {"value": value(p, CosineSkip())},
+    "ctrl-few-step": lambda p: {"value": value(p, full(p))},
     "nft": lambda p: _regression() | {"kappa": BETA, "error": VelocityError(), "decay": ConstantDecay(0.0)},
     "fpo": lambda p: _regression() | {"kappa": BETA},
     "ram": lambda p: _regression() | {"beta": BETA},
