@@ -17,7 +17,7 @@ from girsanov.recipes.base import Drawing
 from girsanov.report.svg import Line
 from girsanov.train import Run
 
-SEED, STATES, POINTS, BINS = 30_000_003, 8000, 61, 40
+SEED, STATES, POINTS, BINS = 30_000_003, 4000, 61, 40
 TAIL = 0.005  # share of the states beyond either end of the charts
 
 

@@ -29,10 +29,11 @@ from girsanov.prompts import ClassPrompts
 from girsanov.report.svg import Line
 from girsanov.settings import unknown
 from girsanov.studies.page import TONES, Plot, Section, Table, write_study
-from girsanov.studies.timestep_variance import HORIZON, STEPS, variance_section
+from girsanov.studies.timestep_variance import HORIZON, variance_section
 from girsanov.train import Run, TrainConfig, fit
 
-COPIES, ITERATIONS, MIDDLE = 32, 40, 0.1  # at dt = MIDDLE both budgets are the same
+STEPS = (0.2, 0.05, 0.0125)
+COPIES, ITERATIONS, SEEDS, MIDDLE = 32, 30, 2, 0.05  # at dt = MIDDLE both budgets are the same
 
 
 @dataclass(frozen=True)
@@ -146,20 +147,21 @@ def attempt(train: Trainer, dt: float, copies: int, iterations: int, seed: int) 
 
 def training_section(budget: Budget, fast: bool) -> Section:
     """Every method at every dt, under one kind of budget."""
-    steps, iterations, seeds = (STEPS[:2], 2, 1) if fast else (STEPS, ITERATIONS, 3)
+    steps, iterations, seeds = (STEPS[:2], 2, 1) if fast else (STEPS, ITERATIONS, SEEDS)
     there = find_spec("stable_baselines3") is not None
     methods: Mapping[str, Trainer] = {**OURS, **(BASELINES if there else {})}
-    found = {
-        (name, dt): [attempt(train, dt, budget.copies(dt), iterations, seed) for seed in range(seeds)]
-        for name, train in methods.items()
-        for dt in steps
-    }
+    found = dict[tuple[str, float], list[float | None]]()
+    for name, train in methods.items():
+        for dt in steps:
+            losses = [attempt(train, dt, budget.copies(dt), iterations, seed) for seed in range(seeds)]
+            found[name, dt] = losses
+            print(f"{budget.key}: {name}, dt = {dt:g}: {shown(losses)}", flush=True)
     rows = [{"method": m, "dt": dt, "copies": budget.copies(dt), "losses": v} for (m, dt), v in found.items()]
     cells = [[name, *(shown(found[name, dt]) for dt in steps)] for name in methods]
     note = (
-        f"Loss after {iterations} iterations in % of that of the start; geometric mean over {seeds} random admissible "
-        f"starts (largest in brackets). An iteration has {budget.copies(steps[0])} to {budget.copies(steps[-1])} "
-        f"paths of length {HORIZON:g} / discount."
+        f"Loss left after {iterations} iterations in % of that of the start; geometric mean over {seeds} random "
+        f"admissible starts (largest in brackets). An iteration has {budget.copies(steps[0])} to "
+        f"{budget.copies(steps[-1])} paths of length {HORIZON:g} / discount."
     )
     if not there:
         note += " PPO was left out: stable-baselines3 is not installed (pip install 'girsanov[rl]')."
