@@ -186,7 +186,7 @@ def list_command(chosen: argparse.Namespace, command: str) -> int:
     print("recipes")
     for name, address in RECIPES.items():
         if importlib.util.find_spec(address.partition(":")[0]) is not None:
-            print(f"  {name:<12} {get_recipe(name).summary}")
+            print(f"  {name:<14} {get_recipe(name).summary}")
     families: dict[str, Iterable[str]] = {"methods": METHODS, "samplers": SAMPLERS, "rewards": REWARDS}
     families |= {"agents (of the recipes lq and pairs)": AGENTS, "environments": ENVIRONMENTS}
     for title, names in families.items():

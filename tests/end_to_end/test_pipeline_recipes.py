@@ -76,6 +76,7 @@ def test_a_pipeline_is_tuned_resumed_and_loaded(root: Any, folder: Path, capsys:
     capsys.readouterr()
 
 
+@pytest.mark.slow
 def test_published_adapters_are_gone_on_with(root: Any, folder: Path, capsys: Any) -> None:
     """FLUX.2: the first evaluation of a run from adapters is the last one of the run that made them, but for the KL."""
     model = str(folder_of("flux2-klein", root))
