@@ -7,11 +7,12 @@ import sys
 import pytest
 
 from girsanov.citations import CITATIONS, cite, references
+from girsanov.control.agents import AGENTS
 from girsanov.errors import GirsanovError
 from girsanov.methods import METHODS
 from girsanov.samplers import SAMPLERS
 
-LISTED = {**METHODS, **SAMPLERS}
+LISTED = {**METHODS, **SAMPLERS, **AGENTS}
 
 
 def test_every_listed_name_is_cited_and_every_paper_is_somebodys() -> None:

@@ -17,6 +17,8 @@ import yaml
 from girsanov.cli import main, parser
 from girsanov.config import dump_config, make, parse_overrides
 from girsanov.config.parts import members
+from girsanov.control import LQ
+from girsanov.control.agents import AGENTS, Agent
 from girsanov.errors import GirsanovError
 from girsanov.grids import GRIDS, Grid
 from girsanov.launch import configure
@@ -77,11 +79,16 @@ SHARED = "Shared by the forward-process methods"
 # ---- methods and samplers
 
 
+VOCABULARY = ("girsanov.methods", "girsanov.samplers", "girsanov.surrogates", "girsanov.annealing", "girsanov.control")
+LISTED: dict[str, type[Method]] = {**METHODS, **AGENTS}
+"""Everything that has an entry: what tunes generative models, and the agents of environments."""
+
+
 def vocabulary() -> dict[str, Any]:
     """What defaults are written with: the classes of the parts, by their names."""
     found: dict[str, Any] = {"Grid": Grid}
     for place in list(sys.modules):
-        if place.startswith(("girsanov.methods", "girsanov.samplers", "girsanov.surrogates", "girsanov.annealing")):
+        if place.startswith(VOCABULARY):
             found |= {k: v for k, v in vars(sys.modules[place]).items() if inspect.isclass(v)}
     return found
 
@@ -114,27 +121,27 @@ def commands(text: str) -> list[str]:
 
 
 def test_every_method_and_sampler_has_an_entry_and_no_other_has_one() -> None:
-    assert set(ENTRIES) - {SHARED} == set(METHODS)
+    assert set(ENTRIES) - {SHARED} == set(LISTED)
     assert {row[0].strip("`") for row in rows(METHODS_PAGE, "Samplers")} == set(SAMPLERS)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", LISTED)
 def test_an_entry_says_everything_and_names_the_right_file(method: str) -> None:
     entry = ENTRIES.get(method, {})
     assert tuple(entry) == FIELDS, f"docs/methods.md: the entry of {method} has the fields {', '.join(FIELDS)}"
-    file = inspect.getsourcefile(METHODS[method])
+    file = inspect.getsourcefile(LISTED[method])
     assert file is not None and f"`{name(Path(file))}`" == entry["File"].rstrip(".")
     assert re.search(r"arxiv.org/abs/\d{4}\.\d{5}", entry["Paper"]) and "test" in entry["Evidence"]
 
 
-@pytest.mark.parametrize("method", [*METHODS, SHARED])
+@pytest.mark.parametrize("method", [*LISTED, SHARED])
 def test_the_defaults_are_those_of_the_class(method: str) -> None:
     """Every field that it defines itself is there; of those it inherits an entry may name some."""
-    cls, found = METHODS.get(method, ForwardMethod), written(ENTRIES[method])
+    cls, found = LISTED.get(method, ForwardMethod), written(ENTRIES[method])
     assert own(cls) <= set(found) and found == defaults(cls, found)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", LISTED)
 def test_its_command_builds_it(method: str) -> None:
     """Through the whole configuration, up to training."""
     lines = commands(ENTRIES[method]["Run"])
@@ -142,7 +149,8 @@ def test_its_command_builds_it(method: str) -> None:
     for line in lines:
         chosen = parse(line)
         config = configure(get_recipe(chosen.recipe), [{"method": chosen.method}, parse_overrides(chosen.settings)])
-        assert type(make(Method, config.method, Bold(), RectifiedFlow())) is METHODS[method]
+        family = Agent if method in AGENTS else Method
+        assert type(make(family, config.method, Bold(), RectifiedFlow(), LQ())) is LISTED[method]
 
 
 @pytest.mark.parametrize("row", rows(METHODS_PAGE, "Samplers"), ids=lambda row: row[0])
