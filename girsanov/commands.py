@@ -179,6 +179,8 @@ def list_command(chosen: argparse.Namespace, command: str) -> int:
     """``girsanov list``."""
     from girsanov.control.agents import AGENTS
     from girsanov.control.environments import ENVIRONMENTS
+    from girsanov.language.named import LANGUAGE_METHODS
+    from girsanov.language.rewards import TEXT_REWARDS
     from girsanov.methods import METHODS
     from girsanov.rewards import REWARDS
     from girsanov.samplers import SAMPLERS
@@ -189,6 +191,7 @@ def list_command(chosen: argparse.Namespace, command: str) -> int:
             print(f"  {name:<14} {get_recipe(name).summary}")
     families: dict[str, Iterable[str]] = {"methods": METHODS, "samplers": SAMPLERS, "rewards": REWARDS}
     families |= {"agents (of the recipes lq and pairs)": AGENTS, "environments": ENVIRONMENTS}
+    families |= {"methods of language models (of the recipe words)": LANGUAGE_METHODS, "rewards of texts": TEXT_REWARDS}
     for title, names in families.items():
         print(f"{title}\n  {', '.join(names)}")
     runs = sorted(p.parent for p in Path(chosen.folder).glob("**/run.json"))

@@ -15,6 +15,7 @@ import dataclasses
 import importlib
 import inspect
 import pkgutil
+import re
 import sys
 import types
 import typing
@@ -34,7 +35,10 @@ from girsanov.settings import unknown
 T = TypeVar("T")
 MISSING = dataclasses.MISSING
 
-WRAPPERS = {"Reward": "girsanov.rewards.function:as_reward"}
+WRAPPERS = {
+    "Reward": "girsanov.rewards.function:as_reward",
+    "TextReward": "girsanov.language.rewards:as_text_reward",
+}
 """Families that a plain function of the user can be wrapped into a member of."""
 
 
@@ -110,13 +114,18 @@ def family_of(annotation: Any) -> type | None:
     return next((c for c in abstract if registry(c) is not None), abstract[0] if abstract else None)
 
 
+def spoken(family: type) -> str:
+    """What messages call a family: "LanguageMethod" is "language method"."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", family.__name__).lower()
+
+
 def member(family: type, kind: str) -> Callable[..., Any]:
     """What builds the member ``kind``. Raises GirsanovError with the nearest name."""
     if ":" in kind:
         return _own(family, load(kind), kind)
     known = members(family)
     if kind not in known:
-        raise GirsanovError(f"{kind!r} {unknown(kind, known, family.__name__.lower())}")
+        raise GirsanovError(f"{kind!r} {unknown(kind, known, spoken(family))}")
     return known[kind]
 
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 RECIPES: dict[str, str] = {
     "digits": "girsanov.recipes.digits:DigitsRecipe",
     "mixture": "girsanov.recipes.mixture:MixtureRecipe",
+    "words": "girsanov.recipes.words:WordsRecipe",
     "text-to-image": "girsanov.recipes.text_to_image:TextToImage",
     "class-to-image": "girsanov.recipes.class_to_image:ClassToImage",
     "lq": "girsanov.recipes.control:LQRecipe",

@@ -1,0 +1,64 @@
+"""Log-probs of the reference on disk: computed once a row, read ever after.
+
+One number an item in a file of ``N K`` float64, NaN where it is not known yet; numbers are written as they come, so a
+run that is killed goes on with those it has. The file's name holds a digest of the reference's weights and of the rows:
+another model, tokenizer or data set has another file, and a changed one is never mistaken for it.
+"""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from girsanov.disk import full_disk
+from girsanov.errors import GirsanovError
+from girsanov.language.base import view
+from girsanov.policy import Policy
+from girsanov.store import fingerprint
+
+
+def digest_of(policy: Policy) -> str:
+    """A digest of the reference's weights."""
+    own = getattr(view(policy, "reference").net, "weights", {})  # a view's tensors in the place of the parameters
+    sums = [f"{name} {fingerprint(own.get(name, p))}" for name, p in sorted(policy.net.named_parameters())]
+    return hashlib.sha256("\n".join(sums).encode()).hexdigest()[:24]
+
+
+class ReferenceCache:
+    """The file of a reference and a data set.
+
+    Args:
+        folder: where files are kept.
+        digest: of reference and data.
+        shape: N, K.
+    """
+
+    def __init__(self, folder: str | Path, digest: str, shape: tuple[int, int]) -> None:
+        self.path, self.shape = Path(folder) / f"reference-{digest}.f64", shape
+        size = 8 * shape[0] * shape[1]
+        if not self.path.exists():
+            with full_disk(self.path.name):
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                draft = self.path.with_suffix(".tmp")
+                np.full(shape, np.nan).tofile(draft)
+                draft.replace(self.path)
+        if self.path.stat().st_size != size:
+            raise GirsanovError(f"{self.path} is damaged (its size is not {size}): delete it, it is made again")
+        self.table = np.memmap(self.path, dtype=np.float64, mode="r+", shape=shape)
+
+    def get(self, rows: Tensor) -> Tensor | None:
+        """Log-probs [B, K] of rows [B], or None if one of them is not known."""
+        found = np.array(self.table[rows.cpu().numpy()])
+        return None if np.isnan(found).any() else torch.from_numpy(found)
+
+    def put(self, rows: Tensor, values: Tensor) -> None:
+        """Keeps log-probs [B, K]."""
+        self.table[rows.cpu().numpy()] = values.detach().double().cpu().numpy()
+        self.table.flush()
+
+    @property
+    def known(self) -> int:
+        """How many rows are known."""
+        return int((~np.isnan(self.table)).all(1).sum())

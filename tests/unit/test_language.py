@@ -1,0 +1,327 @@
+"""Language models: rows and masks, chat templates, the cache, every method by its name, errors in a sentence."""
+
+import pytest
+import torch
+
+from girsanov.adapters.lora import add_lora
+from girsanov.errors import GirsanovError
+from girsanov.language import (
+    LANGUAGE_METHODS,
+    Encoder,
+    LanguageModel,
+    LanguageNet,
+    Sampling,
+    TextComparisons,
+    TextRequests,
+    generate,
+    lora_targets,
+)
+from girsanov.language.base import REFERENCE, view
+from girsanov.language.named import ELSEWHERE, ONLINE
+from girsanov.language.policy_gradient import LanguageRL
+from girsanov.language.preference import OnlinePreference
+from girsanov.language.rewards import EndsWith, FunctionTextReward, Long, Vowels, as_text_reward
+from girsanov.language.tokens import join, pad
+from girsanov.methods.base import Turn
+from girsanov.noise import Noise
+from girsanov.policy import Policy
+from girsanov.preferences import LOSSES
+from girsanov.sequences import SEQUENCE_RL
+from girsanov.train import Run, TrainConfig, fit, iterate
+from tests.language_models import chat, letters, llama, model, steady
+
+TALK = [{"role": "user", "content": "how are you"}]
+
+
+def small(**more):
+    return model("abc", layers=1, width=8, scale=9.0, **more)
+
+
+def comparisons(m: LanguageModel, items: int = 2, **more) -> TextComparisons:
+    rows = [(p, ["abc", "b", "cca"][:items]) for p in ("a", "ab", "c", "bb")]
+    return TextComparisons.encode(m.encoder, rows, [[2.0, 1.0, 0.5][:items]] * 4, batch_size=4, **more)
+
+
+def requests(size: int = 4) -> TextRequests:
+    return TextRequests(texts=["a", "ab", "c"], groups_per_batch=2, group_size=size)
+
+
+# ---- rows
+
+
+def test_the_prompt_is_never_scored_and_the_end_is() -> None:
+    m = small()
+    batch = m.encoder.batch([("ab", "c"), ("b", "abc")])
+    assert batch.tokens.tolist() == [[1, 2, 3, 0, 0], [2, 1, 2, 3, 0]]
+    assert batch.own.tolist() == [[False, False, True, True, False], [False, True, True, True, True]]
+    assert batch.real.sum(1).tolist() == [4, 5] and batch.length.tolist() == [2, 4]
+    logp = m.token_logp(batch)
+    assert bool((logp[~batch.own] == 0).all()) and bool((logp[batch.own] < 0).all())
+    assert m.encoder.texts(batch) == ["c", "abc"]
+    both = join([batch, m.encoder.batch([("a", "b")])])
+    assert both.tokens.shape == (3, 5) and both.take(torch.tensor([2])).length.tolist() == [2]
+
+
+def test_a_conversation_goes_through_the_template() -> None:
+    encoder = Encoder(chat(), 64)
+    ids, start = encoder.row(TALK, "fine, thank you")
+    text = encoder.tokenizer.decode(ids)
+    assert text.rstrip() == "<|user|> how are you\n<|assistant|> fine, thank you</s>"
+    assert encoder.tokenizer.decode(ids[start:]).rstrip() == "fine, thank you</s>"
+    assert encoder.row("how are you", "fine, thank you") == (ids, start)  # a text is what the user says
+    plain = Encoder(chat(), 64, template=False)
+    ids, start = plain.row("take the", " red pill")
+    assert plain.tokenizer.decode(ids) == "take the red pill</s>" and ids[-1] == encoder.end
+    with pytest.raises(GirsanovError, match="a conversation needs the tokenizer's chat template"):
+        plain.row(TALK, "x")
+    with pytest.raises(GirsanovError, match="the tokenizer has no chat template"):
+        Encoder(letters(), 9).row(TALK, "a")
+
+
+def test_a_template_that_rewrites_what_came_before_keeps_the_answer() -> None:
+    """One that drops the generation prompt: the answer's own tokens and the end follow the prompt's."""
+    tokenizer = chat()
+    tokenizer.chat_template = "{{ messages | length }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    encoder = Encoder(tokenizer, 64)
+    ids, start = encoder.row(TALK, "fine")
+    assert tokenizer.decode(ids[start:]) == "fine</s>" and tokenizer.decode(ids[:start]) == "1how are you"
+
+
+def test_what_does_not_fit() -> None:
+    encoder = Encoder(letters("abc"), 5)
+    assert encoder.row("ab", "ccccc") == ([1, 2, 3, 3, 3], 2)  # cut, without an end
+    assert encoder.row("", "a") == ([0, 1, 0], 1)  # nothing to score without a first token
+    for make, said in (
+        (lambda: encoder.row("abcab", "c", "row 3"), "row 3 has 5 tokens and a row at most 5"),
+        (lambda: encoder.row("a", "", "row 3"), "row 3 has an empty completion"),
+        (lambda: TextComparisons.encode(encoder, [("a", ["b", "b"])]), "row 0: chosen equals rejected"),
+        (lambda: TextComparisons.encode(encoder, [("a", ["b", "c"])], [[1.0, float("nan")]]), "row 0 needs one finite"),
+        (lambda: TextComparisons.encode(encoder, [("a", [])]), "row 0 has no completion"),
+        (lambda: TextComparisons.encode(encoder, []), "there are no comparisons"),
+        (lambda: TextRequests(texts=[], groups_per_batch=1, group_size=1), "texts is a list of prompts"),
+        (lambda: Encoder(letters(), 1), "holds no prompt and completion"),
+        (
+            lambda: LanguageModel(LanguageNet(llama(2)), Encoder(letters("abc"))),
+            "tokenizer has 4 tokens and the model 2",
+        ),
+        (
+            lambda: LanguageNet(torch.nn.Linear(1, 1)),
+            "Linear has no output embeddings: give a causal language model",
+        ),
+        (lambda: Sampling(temperature=-1.0), "a temperature of at least 0"),
+        (lambda: Sampling(top_p=0.0), "top_p lie in"),
+        (lambda: generate(small(), [[1] * 16], Noise(0, 0, torch.arange(1)), Sampling()), "fills the whole row"),
+    ):
+        with pytest.raises(GirsanovError) as error:
+            make()
+        assert said in str(error.value)
+
+
+def test_a_model_whose_logits_are_made_otherwise_is_refused() -> None:
+    lm = llama(4)
+    plain = lm.forward
+    lm.forward = lambda **k: plain(**k).__class__(logits=2 * plain(**k).logits)
+    with pytest.raises(GirsanovError, match="LlamaForCausalLM's logits are not made by its head"):
+        LanguageNet(lm)
+
+
+# ---- sampling
+
+
+def test_a_sample_does_not_depend_on_its_batch() -> None:
+    """Four prompts of three lengths together, and each alone with its own stream."""
+    m = small()
+    prompts, ids = [[1], [1, 2, 3], [2, 2], [3]], torch.tensor([5, 9, 2, 7])
+    together = generate(m, prompts, Noise(3, 1, ids), Sampling(max_tokens=6))
+    for k, prompt in enumerate(prompts):
+        alone = generate(m, [prompt], Noise(3, 1, ids[k : k + 1]), Sampling(max_tokens=6))
+        assert together.tokens[k][together.own[k]].tolist() == alone.tokens[0][alone.own[0]].tolist()
+    assert together.own.sum() > 4
+
+
+def test_top_k_and_top_p_and_greedy() -> None:
+    logits = torch.tensor([[2.0, 1.0, 0.0, -1.0]]).log_softmax(-1).expand(1000, 4)
+    u = torch.linspace(0, 0.999, 1000, dtype=torch.float64)
+    p = logits[0].double().exp()
+    for sampling, allowed in (
+        (Sampling(), 4),
+        (Sampling(top_k=2), 2),
+        (Sampling(top_p=0.7), 2),
+        (Sampling(top_p=0.6), 1),
+    ):
+        seen = sampling.pick(logits, u).bincount(minlength=4).double() / 1000
+        kept = torch.where(torch.arange(4) < allowed, p, torch.zeros(4))
+        torch.testing.assert_close(seen, kept / kept.sum(), atol=2e-3, rtol=0)
+    assert Sampling(temperature=0).pick(logits, u).unique().tolist() == [0]
+    assert Sampling(top_k=1).pick(logits, u).unique().tolist() == [0]
+
+
+# ---- methods
+
+
+@pytest.mark.parametrize("name", LANGUAGE_METHODS)
+def test_every_method_takes_a_step_by_its_name(name: str) -> None:
+    """Two updates of a tiny model: finite, the weights move where there is a gradient, the reference does not."""
+    m = small()
+    items = 3 if name in ("lipo", "rank-dpo", "rrhf", "pro", "plackett-luce", "infonca", "exo-list", "nca") else 2
+    factory = LANGUAGE_METHODS[name]
+    online = name in ONLINE or name in SEQUENCE_RL
+    options = {"reward": Long(), "sampling": Sampling(max_tokens=4)} if online else {}
+    method = factory(**options)
+    policy = Policy(m)
+    before = [p.clone() for p in policy.parameters()]
+    source = requests() if method.data == "prompts" else comparisons(m, items)
+    run = Run(policy, method, TrainConfig(iterations=1, lr=1e-2, epochs=2), source)
+    numbers = iterate(run)
+    assert torch.isfinite(torch.tensor(numbers["loss"])) and numbers["grad_norm"] >= 0
+    moved = any(not torch.equal(a, b) for a, b in zip(before, policy.parameters(), strict=True))
+    assert moved or numbers["grad_norm"] == 0
+    for p, b in zip(view(policy, "reference").net.weights.values(), before, strict=True):
+        assert torch.equal(p, b)
+    assert (REFERENCE in policy.copies) == (name in ("tr-dpo", "tr-dpo-hard", "sdpo", "iterative-dpo", "raft"))
+    assert ("value" in method.modules()) == (name == "ppo")
+
+
+def test_every_loss_is_a_method_or_has_a_reason() -> None:
+    assert set(LOSSES) | set(SEQUENCE_RL) == (set(LANGUAGE_METHODS) | set(ELSEWHERE)) - {"sft"}
+    assert not set(LANGUAGE_METHODS) & set(ELSEWHERE)
+
+
+def test_micro_batches_change_nothing() -> None:
+    """DPO, KTO and GRPO: the gradient of 4 rows at once and one at a time."""
+    for name in ("dpo", "kto", "grpo"):
+        found = []
+        for micro in (None, 1):
+            m = small()
+            policy = Policy(m)
+            online = name in SEQUENCE_RL
+            method = LANGUAGE_METHODS[name](
+                **({"reward": Long(), "sampling": Sampling(max_tokens=4)} if online else {})
+            )
+            source = requests(2) if online else comparisons(m)
+            config = TrainConfig(iterations=1, lr=1e-3, micro_batch=micro, max_grad_norm=None)
+            run = fit(policy, method, source, config)
+            assert run.done == 1
+            found.append([p.detach().clone() for p in policy.parameters()])
+        for a, b in zip(*found, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=2e-6, msg=name)
+
+
+def test_training_does_what_it_is_for() -> None:
+    """DPO raises the chosen completions over the rejected; RLOO raises the share of long words."""
+    m = small()
+    policy, data = Policy(m), comparisons(m)
+    fit(policy, LANGUAGE_METHODS["dpo"](beta=0.5), data, TrainConfig(iterations=20, lr=1e-2))
+    items = data.items.flat()
+    new, old = (view(policy, n).logp(items).unflatten(0, (-1, 2)) for n in ("current", "reference"))
+    gain = (new - old)[:, 0] - (new - old)[:, 1]
+    assert bool((gain > 1).all())
+    policy = Policy(small())
+    method = LANGUAGE_METHODS["rloo"](beta=0.0, reward=EndsWith("c"), sampling=Sampling(max_tokens=3))
+    shares = []
+    source = TextRequests(texts=["a", "b"], groups_per_batch=2, group_size=16)
+    run = Run(policy, method, TrainConfig(iterations=25, lr=2e-2), source)
+    for _ in range(25):
+        shares.append(iterate(run)["reward"])
+        run.done += 1
+    assert sum(shares[-5:]) / 5 > sum(shares[:5]) / 5 + 0.2
+
+
+def test_the_ratio_is_one_at_the_first_update() -> None:
+    method = LANGUAGE_METHODS["grpo"](reward=Long(), sampling=Sampling(max_tokens=4))
+    for epochs in (1, 2):
+        run = Run(Policy(small()), method, TrainConfig(iterations=1, lr=1e-2, epochs=epochs, micro_batch=3), requests())
+        numbers = iterate(run)
+        assert numbers["first/ratio_min"] == numbers["first/ratio_max"] == 1.0
+
+
+def test_adapters_and_views() -> None:
+    """LoRA on a GPT-2 (Conv1D) and a Llama: the head stays, the reference is the model without adapters, exactly."""
+    for kind in ("llama", "gpt2"):
+        m = model("abc", kind, layers=1, width=8, scale=9.0)
+        plain = model("abc", kind, layers=1, width=8, scale=9.0)
+        targets = lora_targets(m.net)
+        assert targets and not any("lm_head" in t for t in targets)
+        add_lora(m.net, rank=2, targets=targets)
+        policy, data = Policy(m), comparisons(m)
+        fit(policy, LANGUAGE_METHODS["dpo"](), data, TrainConfig(iterations=2, lr=1e-2))
+        rows = data.items.flat()
+        assert torch.equal(view(policy, "reference").logp(rows), plain.logp(rows))
+        assert not torch.allclose(view(policy, "current").logp(rows), plain.logp(rows))
+        found = generate(view(policy, "reference"), [[1]], Noise(0, 0, torch.arange(1)), Sampling(max_tokens=5))
+        same = generate(plain, [[1]], Noise(0, 0, torch.arange(1)), Sampling(max_tokens=5))
+        assert torch.equal(found.tokens, same.tokens)
+
+
+def test_expo_is_used_beyond_the_tuned_weights() -> None:
+    m = small()
+    policy, method = Policy(m), LANGUAGE_METHODS["expo"](alpha=0.5)
+    run = fit(policy, method, comparisons(m), TrainConfig(iterations=2, lr=1e-2))
+    deployed = run.model().net.weights
+    for name, p in policy.state().items():
+        expected = torch.lerp(policy._reference[name], p, 1.5)
+        torch.testing.assert_close(deployed[name], expected)
+
+
+def test_the_references_log_probs_are_computed_once(tmp_path, monkeypatch) -> None:
+    """Two epochs with a cache are those without; the second run asks the reference for nothing, another model does."""
+    from girsanov.language import preference
+
+    asked = []
+    original = preference.reference_logp
+    monkeypatch.setattr(preference, "reference_logp", lambda *a: asked.append(1) or original(*a))
+
+    def trained(cache, **more):
+        m = small(**more)
+        policy = Policy(m)
+        asked.clear()
+        fit(policy, LANGUAGE_METHODS["dpo"](cache=cache), comparisons(m, seed=1), TrainConfig(iterations=3, lr=1e-3))
+        return list(policy.state().values()), len(asked)
+
+    plain, n = trained(None)
+    assert n == 3
+    first, n = trained(str(tmp_path))
+    assert n == 1 and all(torch.allclose(a, b) for a, b in zip(plain, first, strict=True))
+    again, n = trained(str(tmp_path))
+    assert n == 0 and all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert trained(str(tmp_path), seed=1)[1] == 1 and len(list(tmp_path.glob("reference-*.f64"))) == 2
+    next(tmp_path.glob("reference-*.f64")).write_bytes(b"12")
+    with pytest.raises(GirsanovError, match="is damaged"):
+        trained(str(tmp_path))
+        trained(str(tmp_path), seed=1)
+
+
+def test_a_policy_over_something_else_is_refused() -> None:
+    from girsanov import Model, RectifiedFlow
+    from girsanov.nets import MLPConfig
+
+    policy = Policy(Model(MLPConfig(shape=(2,), width=8).build(0), RectifiedFlow(), "velocity", (2,)))
+    with pytest.raises(GirsanovError, match="this method tunes a language model"):
+        LANGUAGE_METHODS["dpo"]().setup(policy)
+    m = small()
+    with pytest.raises(GirsanovError, match="give a TextComparisons source"):
+        fit(Policy(m), LANGUAGE_METHODS["dpo"](), requests(), TrainConfig(iterations=1))
+    rows = TextComparisons.encode(m.encoder, [("a", ["b", "c"])], batch_size=1)
+    with pytest.raises(GirsanovError, match="this loss needs the items' scores"):
+        fit(Policy(m), LANGUAGE_METHODS["odpo"](), rows, TrainConfig(iterations=1))
+
+
+def test_rewards_of_texts() -> None:
+    assert Vowels()(["b"], ["aab"]).tolist() == [5.0] and Long()(["b"], ["aab"]).tolist() == [4.0]
+    mine = as_text_reward(lambda prompts, texts: [len(t) for t in texts], "mine")
+    assert isinstance(mine, FunctionTextReward) and mine(["a", "b"], ["x", ""]).tolist() == [1.0, 0.0]
+    with pytest.raises(GirsanovError, match="the reward 'mine' raised ZeroDivisionError"):
+        as_text_reward(lambda p, t: 1 / 0, "mine")(["a"], ["b"])
+    with pytest.raises(GirsanovError, match="returned 1 scores for 2 samples"):
+        as_text_reward(lambda p, t: [1.0], "mine")(["a", "b"], ["b", "c"])
+    with pytest.raises(GirsanovError, match="a reward of texts is a function"):
+        as_text_reward(3)
+
+
+def test_groups_must_be_whole() -> None:
+    method = OnlinePreference(loss=LOSSES["oaif"](), reward=Long(), sampling=Sampling(max_tokens=2))
+    prompts = requests().batch(0).take(torch.arange(5))
+    with pytest.raises(GirsanovError, match="groups of one size, side by side"):
+        method.collect(Policy(small()), prompts, {}, Turn(0, 0))
+    assert isinstance(LANGUAGE_METHODS["rloo"](reward=Long()), LanguageRL)
+    assert steady("ab", layers=1) is steady("ab", layers=1) and pad([[1]], [0], 0).length.tolist() == [1]
