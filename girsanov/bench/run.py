@@ -49,7 +49,8 @@ def step_kl(share: float = 1.0) -> PerStepKL:
 
 
 def _buffered() -> dict[str, Any]:
-    return {"advantage": RunningBuffer(32, 16), "kl": PathKL(UNIT), "sampler": COMMON}  # +-5 would cut a curved reward
+    """Unclipped, since +-5 cuts the tail of a curved reward; of 256, since the std of 32 such rewards is too noisy."""
+    return {"advantage": RunningBuffer(256, 16), "kl": PathKL(UNIT), "sampler": COMMON}
 
 
 def full(p: BenchProblem) -> Skip:
@@ -101,6 +102,8 @@ SETTINGS: dict[str, Callable[[BenchProblem], dict[str, Any]]] = {
     "rvm": lambda p: _regression() | {"scale": 0.5, "b": 0.5 * BETA},
     "orw-cfm-w2": lambda p: _regression() | {"tau": 0.5, "kappa": 0.5 * BETA},
     "crd": lambda p: _regression() | {"kappa": 2 * BETA, "error": VelocityError(), "decay": ConstantDecay(0.0)},
+    "prdp": lambda p: {"beta": BETA, "sampler": COMMON},
+    "rwr": lambda p: {"beta": BETA, "times": GridTimes(), "draws": 5},
     "diffusion-dpo": lambda p: {
         "weight": TiltWeight(beta=BETA, std=float(p.law.cov.trace() / p.law.d) ** 0.5),
         "times": GridTimes(),
