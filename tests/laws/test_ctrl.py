@@ -390,7 +390,7 @@ def test_a_new_run_has_a_new_value_of_the_policys_dtype() -> None:
 
 @pytest.mark.parametrize("update", [GradientForm(), RatioForm()], ids=["gradient", "ratio"])
 def test_the_trust_region_holds_several_updates_back(update: object) -> None:
-    """Four updates a batch: a heavy penalty moves the policy less than none; its weight falls where it may move more."""
+    """Four updates a batch: a heavy penalty moves the policy less than none, and falls where it may move more."""
     moved, states = [], []
     for trust in (None, SquareRootKL(delta=5.0, weight=200.0), LinearKL(delta=5.0, weight=200.0)):
         run = tiny_run(

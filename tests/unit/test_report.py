@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from girsanov.folder import RunFolder
 from girsanov.report import write_report
 from girsanov.report.data import RunData, Shown
-from girsanov.report.run import phases
+from girsanov.report.run import diagnostics, phases
 from girsanov.report.svg import Line, chart, legend, number, rounded, ticks
 from girsanov.report.verdict import verdict
 
@@ -126,6 +126,14 @@ def test_the_verdict(
     found = verdict(record(tmp_path / "run", before, after, **options))
     assert (found.colour, found.headline) == (colour, headline)
     assert words in found.reason
+
+
+def test_what_a_method_says_of_its_value_has_a_chart_and_nothing_else_has(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path / "run", "digits", "c", "a: 1\n")
+    folder.log(1, {"loss": 1.0, "martingale_z": 0.5})
+    folder.log(2, {"loss": 0.5, "martingale_z": 3.0})
+    (found,) = diagnostics(RunData.read(folder))
+    assert found.title.startswith("Martingale test") and "<polyline" in found.svg
 
 
 def test_a_run_that_has_only_begun_is_not_judged(tmp_path: Path) -> None:
