@@ -53,14 +53,16 @@ from girsanov.problems import (
     LinearReward,
     QuadraticReward,
     affine_kernels,
+    end_law,
     path_kl_limit,
     tilt,
 )
+from girsanov.problems.limits import GaussianProblem, aim, limit
 from girsanov.problems.moments import prior_moments
 from girsanov.processes import RectifiedFlow
 from girsanov.samplers import GDDIM, Euler, Heun
 from girsanov.types import Cond
-from tests.laws.correction import PLANE, FastTurn, collect, gradient, requests, tunable
+from tests.laws.correction import PLANE, FastTurn, collect, descend, gradient, requests, tunable
 from tests.laws.mutation import Mutation, check, mutants
 
 F64 = torch.float64
@@ -132,9 +134,9 @@ def test_links_and_labels_of_diffusion_dpo_are_those_of_the_core() -> None:
 
 def safeguard() -> None:
     """One pair at a time, a network that moves its output alike for both images: the winner's error never rises
-    against SDPO, though it does against DPO for some of 40 pairs. The loss is DPO's."""
+    against SDPO, though it does against DPO for some of 16 pairs. The loss is DPO's."""
     rises, scales = [], []
-    for seed in range(40):
+    for seed in range(16):
         tuned, prompts = policy(0.6, GRID, slope=False), pair_prompts(1, seed)
         plain, safe = (c(weight=ConstantWeight(8.0)) for c in (DiffusionDPO, DiffusionSDPO))
         batch = collect(plain, tuned, prompts, Turn(seed, 0))
@@ -148,8 +150,8 @@ def safeguard() -> None:
         scales.append(float(chunk.metrics["loser_scale"]))
         if scales[-1] == 1.0:
             assert slopes[0] == pytest.approx(slopes[1])
-    assert sum(dpo > 1e-9 for dpo, _ in rises) > 3 and max(sdpo for _, sdpo in rises) < 1e-9
-    assert 3 < sum(s < 1 for s in scales) < 37
+    assert sum(dpo > 1e-9 for dpo, _ in rises) > 1 and max(sdpo for _, sdpo in rises) < 1e-9
+    assert 1 < sum(s < 1 for s in scales) < 15
 
 
 def test_sdpo_never_makes_the_winner_worse() -> None:
@@ -492,6 +494,38 @@ def regression() -> None:
 
 def test_reward_weighted_regression_has_the_tilted_law_for_a_curved_reward() -> None:
     regression()
+
+
+def test_prdp_converges_to_the_optimal_chain() -> None:
+    """One dimension, linear reward, 4 steps, 128 samples an iteration in groups of four, seed 0: the law of the last
+    weights is the path-KL optimum's to 3 %."""
+    law, grid = Gaussian(0.5, 1.2), Grid.uniform(4)
+    tuned = tunable(law.model(RectifiedFlow()), grid)
+    method = PRDP(reward=LinearReward(0.8), grid=grid, beta=0.9, clip=None)
+    descend(tuned, method, requests(128, 4), iterations=60, lr=0.1, tail=10)
+    want = limit(method, GaussianProblem(law, LinearReward(0.8), RectifiedFlow(), "velocity"))
+    assert want is not None
+    got = end_law(tuned.view("ema"), method.sampler, grid)
+    torch.testing.assert_close(got.mean, want.law.mean, rtol=0.03, atol=0)
+    torch.testing.assert_close(got.cov, want.law.cov, rtol=0.03, atol=0)
+    assert float((want.law.mean - end_law(law.model(RectifiedFlow()), method.sampler, grid).mean).abs()) > 0.3
+
+
+def test_limits_of_prdp_and_of_reward_weighting_tend_to_the_tilt() -> None:
+    """Errors halve (PRDP, a chain) and quarter (reward weighting, Heun) as the steps are doubled."""
+    law = Gaussian(0.5, 1.2)
+    for reward, make, order in (
+        (LinearReward(0.8), lambda n: PRDP(reward=LinearReward(0.8), grid=Grid.uniform(n), beta=0.9), 1),
+        (QuadraticReward(0.4, 0.8), lambda n: RewardWeighted(reward=CURVE, grid=Grid.uniform(n), beta=0.9), 2),
+    ):
+        problem = GaussianProblem(law, reward, RectifiedFlow(), "velocity")
+        want, errors = tilt(law, reward, 0.9), []
+        for n in (80, 160):
+            end = limit(make(n), problem).law
+            errors.append(float((end.mean - want.mean).abs() + (end.cov - want.cov).abs()))
+        assert math.log2(errors[0] / errors[1]) == pytest.approx(order, abs=0.3)
+        assert float((aim(make(40), problem).mean - want.mean).abs()) < 1e-12
+    assert limit(PRDP(reward=CURVE), GaussianProblem(PLANE, CURVE, RectifiedFlow(), "velocity")) is None
 
 
 def test_reward_weighted_regression_samples_the_reference() -> None:

@@ -12,6 +12,8 @@ policy gradient        path-KL or per-step recursion, by its penalty            
 forward process        affine velocity that answers its own samples                tilted law (linear reward)
 score as action        path-KL or per-step recursion, proximal map (energy)        tilted law, proximal map
 Diffusion-DPO          one shift of the prediction a time, sampled on the grid     tilted law (tilt weight, round data)
+PRDP                   path-KL recursion, for a linear reward                      tilted law
+reward-weighted        the reference's samples, tilted                             tilted law
 direct gradients       none: the reward grows without bound                        none
 =====================  ==========================================================  ====================================
 
@@ -31,12 +33,21 @@ from girsanov.methods.continuous.ctrl import CTRL
 from girsanov.methods.forward.base import ForwardMethod
 from girsanov.methods.policy_gradient.clipped import ClippedPG
 from girsanov.methods.preference.diffusion_dpo import DiffusionDPO
+from girsanov.methods.preference.prdp import PRDP
+from girsanov.methods.preference.rwr import RewardWeighted
 from girsanov.problems.laws import Gaussian
 from girsanov.problems.limits.adjoint import adjoint_beta, adjoint_limit, proximal_aim, proximal_limit
 from girsanov.problems.limits.continuous import continuous_aim, continuous_limit
 from girsanov.problems.limits.forward import forward_beta, forward_limit
 from girsanov.problems.limits.policy_gradient import policy_gradient_beta, policy_gradient_limit
-from girsanov.problems.limits.preference import dpo_beta, dpo_limit
+from girsanov.problems.limits.preference import (
+    dpo_beta,
+    dpo_limit,
+    prdp_beta,
+    prdp_limit,
+    weighted_beta,
+    weighted_limit,
+)
 from girsanov.problems.limits.problem import GaussianProblem as GaussianProblem
 from girsanov.problems.recursions import Limit
 from girsanov.problems.rewards import tilt
@@ -66,6 +77,8 @@ LIMITS: dict[type, tuple[Find, Aim]] = {
     CTRL: (continuous_limit, continuous_aim),
     ForwardMethod: (forward_limit, tilted(forward_beta)),
     DiffusionDPO: (dpo_limit, tilted(dpo_beta)),
+    PRDP: (prdp_limit, tilted(prdp_beta)),
+    RewardWeighted: (weighted_limit, tilted(weighted_beta)),
 }
 """Fixed point and aim of a class of methods; a class that is not here has none."""
 

@@ -1,7 +1,10 @@
-r"""Where offline preference methods end.
+r"""Where preference methods end.
 
 Diffusion-DPO with a linear reward moves the prediction by a shift at each time (``dpo_shift``); its tilt weight makes
 that the tilted law's own prediction on round data.
+
+PRDP's loss is 0 at the path-KL optimum of its chain, for a linear reward. Reward-weighted regression has the velocity
+of the law that the solver samples from the reference, tilted.
 """
 
 import dataclasses
@@ -12,14 +15,18 @@ from torch import Tensor
 
 from girsanov.errors import GirsanovError
 from girsanov.methods.preference.diffusion_dpo import DiffusionDPO
+from girsanov.methods.preference.prdp import PRDP
+from girsanov.methods.preference.rwr import RewardWeighted
 from girsanov.methods.preference.weights import PairWeight, TiltWeight
 from girsanov.models import Model
 from girsanov.predictions import row
 from girsanov.preferences.labels import Clean
 from girsanov.preferences.links import Logistic
+from girsanov.problems.laws import Gaussian
 from girsanov.problems.limits.problem import GaussianProblem
 from girsanov.problems.moments import end_law
-from girsanov.problems.recursions import Limit
+from girsanov.problems.recursions import Limit, path_kl_limit
+from girsanov.problems.rewards import tilt
 from girsanov.types import Cond
 
 
@@ -77,3 +84,28 @@ def dpo_beta(method: DiffusionDPO, problem: GaussianProblem) -> float | None:
         return None
     ball = torch.allclose(problem.law.cov, method.weight.std**2 * torch.eye(problem.law.d, dtype=torch.float64))
     return method.weight.beta * problem.bt_temperature if ball else None
+
+
+def prdp_limit(method: PRDP, problem: GaussianProblem) -> Limit | None:
+    """The path-KL optimum of the chain, for a linear reward: the residual of every pair is 0 there."""
+    if not problem.linear or not (method.same_start or method.sampler.memoryless):
+        return None
+    kernels, start = problem.chain(method.sampler, method.grid)
+    return path_kl_limit(kernels, start, problem.reward, method.beta)
+
+
+def prdp_beta(method: PRDP, problem: GaussianProblem) -> float | None:
+    """``beta``, under a memoryless sampler."""
+    return method.beta if method.sampler.memoryless else None
+
+
+def weighted_limit(method: RewardWeighted, problem: GaussianProblem) -> Limit | None:
+    """The law that the solver samples from the reference, tilted, as a velocity that the solver samples again."""
+    target = tilt(end_law(problem.model, method.sampler, method.grid), problem.reward, method.beta)
+    assert isinstance(target, Gaussian)
+    return Limit(end_law(target.model(problem.process), method.sampler, method.grid))
+
+
+def weighted_beta(method: RewardWeighted, problem: GaussianProblem) -> float:
+    """``beta``."""
+    return method.beta
