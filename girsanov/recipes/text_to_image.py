@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from girsanov.adapters.base import Adapter
+from girsanov.adapters.load import quiet
 from girsanov.adapters.text import PromptEncoder
 from girsanov.errors import GirsanovError
 from girsanov.prompt_sets import PromptSet, read_prompts
@@ -60,11 +61,13 @@ class TextToImage(PipelineRecipe):
         held_out = training if config.eval_prompts is None else self.read(config, config.eval_prompts)
         shown = min(config.eval_limit, len(held_out))
         encode = PromptEncoder.cached(adapter, device)
-        if config.long_prompts == "refuse":
-            for text in dict.fromkeys((config.negative, *training.texts, *held_out.texts[:shown])):
-                adapter.check_length(text)
-        encode.prepare([config.negative], negative=True)
-        encode.prepare([*training.texts, *held_out.texts[:shown]])
+        every = list(dict.fromkeys([*training.texts, *held_out.texts[:shown]]))
+        with quiet():  # what is cut was asked for
+            if config.long_prompts == "refuse":
+                for text in (config.negative, *every):
+                    adapter.check_length(text)
+            encode.prepare([config.negative], negative=True)
+            encode.prepare(every)
         source = TextPrompts(
             texts=training.texts,
             encode=encode,
