@@ -20,6 +20,7 @@ from girsanov.train import Run, TrainConfig, iterate
 from tests.tiny import tiny_run
 
 METHODS_HERE = ("ode-am", "am", "clipped-pg", "nft", "ddpo", "branch-grpo", "dgpo", "crd", "ctrl", "ctrl-ratio", "cppo")
+METHODS_HERE += ("online-dpo", "d3po", "prdp", "rwr")
 
 
 def new_run(name: str, accelerator: Accelerator | None) -> Run:
