@@ -130,10 +130,15 @@ def more_commands(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
     bench.add_argument("--seeds", type=int, metavar="N", help="how many seeds")
     bench.add_argument("--fast", action="store_true", help="a coarse check in a minute")
 
-    study = add("study", "run a study: stochasticity (the training sampler's noise, and deployment)")
-    study.add_argument("study", metavar="NAME", help="stochasticity")
+    study = add("study", "run a study: a question that takes several runs")
+    study.add_argument(
+        "study",
+        metavar="NAME",
+        help="stochasticity (the training sampler's noise, and deployment),\n"
+        "values, discretisation (score as action), timestep (agents and PPO as dt shrinks)",
+    )
     study.add_argument("--out", metavar="DIR", help="where it goes (default runs/study-NAME)")
-    study.add_argument("--parts", nargs="+", metavar="PART", help="exact, networks, digits, deployment, deployment-am")
+    study.add_argument("--parts", nargs="+", metavar="PART", help="only these; a wrong name is answered with all")
     study.add_argument("--fast", action="store_true", help="a few iterations and samples, to see that it runs")
     study.add_argument("--json", metavar="FILE", help="write the numbers there as well")
 

@@ -46,8 +46,8 @@ TRAIN = TrainConfig(
 KNOWN = {"critic": "galerkin", "rate": "generator"}
 """Value and q from the environment's drift and diffusion: no noise of the environment is left in either, and the limit
 is the optimum of continuous time whatever dt is. The published forms, which know neither, are
-``method.critic=least-squares
-method.rate=td``; they take some ten times the paths here, and several hundred times on pairs."""
+``method.critic=least-squares method.rate=td``; they take several times the paths here, and by their variance hundreds
+of times on pairs."""
 
 DEFAULTS: dict[str, dict[str, Any]] = {
     "cppo": {"method": {**KNOWN, "trust": {"kind": "sqrt-kl", "target": 0.3}}},

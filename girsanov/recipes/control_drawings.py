@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from girsanov.control.environments import Environment
+from girsanov.control.environments.pairs import PairsSolution
 from girsanov.control.hjb import HJB
 from girsanov.control.lattice import Axis, Lattice
 from girsanov.control.linear_quadratic import LQSolution
@@ -33,26 +34,30 @@ def exact_actor(exact: Solution, environment: Environment) -> Actor:
 
 @torch.no_grad()
 def drawings(run: Run, environment: Environment, exact: Solution) -> list[Drawing]:
-    """The charts of a run, along the states that the policy looks at."""
+    """The charts of a run: value and policy along the states that the policy looks at, the occupation of all."""
     from girsanov.control.agents import Agent
 
     actor, best, method = run.model(), exact_actor(exact, environment), run.method
     assert isinstance(actor, Actor) and isinstance(method, Agent)
-    device = run.policy.device
+    device, n = run.policy.device, environment.state_dim
     learned = occupy(environment, actor, Noise(SEED, 0, torch.arange(STATES), device=device)).cpu()
     right = occupy(environment, best, Noise(SEED, 0, torch.arange(STATES), device=device)).cpu()
+    names = ["state"] if n == 1 else [f"state {i}" for i in range(n)]
+    ends = [tuple(float(torch.quantile(right[:, i], q)) for q in (TAIL, 1 - TAIL)) for i in range(n)]
     made = list[Drawing]()
-    for i in getattr(run.policy.net, "sees", None) or range(environment.state_dim):
-        low, high = (float(torch.quantile(right[:, i], q)) for q in (TAIL, 1 - TAIL))
-        points = torch.linspace(low, high, POINTS, dtype=torch.float64)
+    for i in getattr(run.policy.net, "sees", None) or range(n):
+        points = torch.linspace(*ends[i], POINTS, dtype=torch.float64)
         x = right.mean(0).expand(POINTS, -1).clone()
         x[:, i] = points
-        name = f"state {i}" if environment.state_dim > 1 else "state"
         if run.done:
             value = method.value(run.state)(x.to(device)).cpu()
-            made.append(value_chart(points, value, exact.value(x), name))
-        made.append(policy_chart(points, actor, best, x, device, name))
-        made.append(occupation_chart(environment, exact, best, learned[:, i], right[:, i], (low, high), name))
+            made.append(value_chart(points, value, exact.value(x), names[i]))
+        made += policy_charts(points, actor, best, x, device, names[i])
+    for i, (low, high) in enumerate(ends):
+        lines = occupation_lines(learned[:, i], right[:, i], (low, high))
+        if n == 1:
+            lines[0] = exact_density(environment, best, (low, high))
+        made.append(Drawing("Occupation", names[i], lines, moments(exact, i, learned[:, i], right[:, i])))
     return made
 
 
@@ -67,35 +72,27 @@ def value_chart(points: Tensor, value: Tensor, right: Tensor, name: str) -> Draw
     return Drawing("Value", name, lines, f"Largest difference: {100 * off:.1f} % of the range shown.")
 
 
-def policy_chart(points: Tensor, actor: Actor, best: Actor, x: Tensor, device: torch.device, name: str) -> Drawing:
-    """Mean of the first action, with a band of one standard deviation."""
-    lines = []
+def policy_charts(
+    points: Tensor, actor: Actor, best: Actor, x: Tensor, device: torch.device, name: str
+) -> list[Drawing]:
+    """Mean of the first action, with a band of one standard deviation, and that deviation by itself."""
+    means, stds, t = list[Line](), list[Line](), points.tolist()
     for who, law, style in (("exact", best(x), "line-b"), ("learned", actor(x.to(device)), "line-a")):
-        std = law.covariance[..., 0, 0].sqrt().expand(len(x))
-        lines.append(Line(points.tolist(), law.mean[:, 0].tolist(), std.tolist(), f"{who}, ± one std", style))
-    return Drawing("Policy", name, lines, "Mean of the action; the bands are one standard deviation of it.")
+        std = law.covariance[..., 0, 0].sqrt().expand(len(x)).tolist()
+        means.append(Line(t, law.mean[:, 0].tolist(), std, f"{who}, ± one std", style))
+        stds.append(Line(t, std, name=who, style=style))
+    return [
+        Drawing("Policy: mean of the action", name, means, "The bands are one standard deviation of the action."),
+        Drawing("Policy: standard deviation", name, stds),
+    ]
 
 
-def occupation_chart(
-    environment: Environment,
-    exact: Solution,
-    best: Actor,
-    learned: Tensor,
-    right: Tensor,
-    ends: tuple[float, float],
-    name: str,
-) -> Drawing:
-    """Where the discounted time is spent: histograms of states, and the exact density on one axis."""
-    centres = torch.linspace(*ends, BINS + 1, dtype=torch.float64)
-    centres, width = (centres[1:] + centres[:-1]) / 2, (ends[1] - ends[0]) / BINS
-    x = centres.tolist()
-    lines = [Line(x, density(learned, ends, width), name="learned policy, samples", style="line-a")]
-    if environment.state_dim == 1:
-        points, values = exact_density(environment, best, ends)
-        lines.insert(0, Line(points, values, name="best policy, exact", style="line-b"))
-    else:
-        lines.insert(0, Line(x, density(right, ends, width), name="best policy, samples", style="line-b"))
-    return Drawing("Occupation", name, lines, moments(exact, learned, right))
+def occupation_lines(learned: Tensor, right: Tensor, ends: tuple[float, float]) -> list[Line]:
+    """Where the discounted time is spent, as histograms of states: under the best policy and under the learned one."""
+    edges, width = torch.linspace(*ends, BINS + 1, dtype=torch.float64), (ends[1] - ends[0]) / BINS
+    x = ((edges[1:] + edges[:-1]) / 2).tolist()
+    shown = {"best policy, samples": (right, "line-b"), "learned policy, samples": (learned, "line-a")}
+    return [Line(x, density(states, ends, width), name=name, style=style) for name, (states, style) in shown.items()]
 
 
 def density(states: Tensor, ends: tuple[float, float], width: float) -> list[float]:
@@ -103,7 +100,7 @@ def density(states: Tensor, ends: tuple[float, float], width: float) -> list[flo
     return (torch.histc(states, BINS, *ends) / (len(states) * width)).tolist()
 
 
-def exact_density(environment: Environment, best: Actor, ends: tuple[float, float]) -> tuple[list[float], list[float]]:
+def exact_density(environment: Environment, best: Actor, ends: tuple[float, float]) -> Line:
     """The density of the discounted occupation time of a policy, normalised, from the chain on a grid."""
     middle, half = (ends[0] + ends[1]) / 2, (ends[1] - ends[0]) / 2
     axis = Axis(middle - 4 * half, middle + 4 * half, 1601)
@@ -116,19 +113,21 @@ def exact_density(environment: Environment, best: Actor, ends: tuple[float, floa
     mass = solved.occupation(starts(environment, Noise(SEED, 1, torch.arange(STATES)), torch.float64))
     inside = (axis.points >= ends[0]) & (axis.points <= ends[1])
     values = mass * environment.discount / axis.h
-    return axis.points[inside][::4].tolist(), values[inside][::4].tolist()
+    points, density = axis.points[inside][::4].tolist(), values[inside][::4].tolist()
+    return Line(points, density, name="best policy, exact", style="line-b")
 
 
-def moments(exact: Solution, learned: Tensor, right: Tensor) -> str:
-    """Mean and standard deviation of the state, learned and exact."""
-    mean, std = float(right.mean()), float(right.std())
-    if isinstance(exact, LQSolution) and exact.problem.n == 1:
-        o = exact.occupation
-        mean = float(o.L1 / o.L0)
-        std = float((o.L2[0, 0] / o.L0 - mean**2).sqrt())
+def moments(exact: Solution, i: int, learned: Tensor, right: Tensor) -> str:
+    """Mean and standard deviation of a state: of the learned policy, and of the best one (exact where it is known)."""
+    mean, std, source = float(right.mean()), float(right.std()), "samples"
+    known = exact.reduced if isinstance(exact, PairsSolution) else exact
+    if isinstance(known, LQSolution) and i < known.problem.n:
+        o, source = known.occupation, "exact"
+        mean = float(o.L1[i] / o.L0)
+        std = float((o.L2[i, i] / o.L0 - mean**2).sqrt())
     return (
-        f"Mean {float(learned.mean()):.3f} (best policy {mean:.3f}), standard deviation {float(learned.std()):.3f} "
-        f"({std:.3f}); {len(learned)} states."
+        f"Mean {float(learned.mean()):.3f}, standard deviation {float(learned.std()):.3f}; of the best policy "
+        f"({source}) {mean:.3f} and {std:.3f}. {len(learned)} samples."
     )
 
 

@@ -27,11 +27,17 @@ def test_a_recipe_writes_its_report_and_goes_on_exactly(
     assert main(["run", recipe, "--out", str(whole), *SMALL]) == 0
     assert main(["run", recipe, "--out", str(parts), *SMALL, "train.iterations=3", "--method", "cppo"]) == 0
     page = (whole / "report.html").read_text()
-    for word in ("Value at the start", "Error of the slope", "beside the exact answer", "<h3>Policy", "<h3>Occupation"):
+    for word in (
+        "Value at the start",
+        "Error of the slope",
+        "beside the exact answer",
+        "<h3>Policy: mean",
+        "<h3>Occupation",
+    ):
         assert word in page
     drawn = {d["title"]: d for d in json.loads((whole / "drawings.json").read_text())["drawings"]}
-    assert set(drawn) == {"Value", "Policy", "Occupation"}
-    exact, learned = drawn["Policy"]["lines"]
+    assert set(drawn) == {"Value", "Policy: mean of the action", "Policy: standard deviation", "Occupation"}
+    exact, learned = drawn["Policy: mean of the action"]["lines"]
     assert exact["y"] != learned["y"] and all(e > 0 for e in exact["error"])
     assert "the learned policy" in page and "pretrained" not in page
     for checkpoint in list((parts / "checkpoints").iterdir())[
@@ -91,7 +97,7 @@ def test_the_equal_budgets_are_equal() -> None:
 
 @pytest.mark.skipif(importlib.util.find_spec("stable_baselines3") is None, reason="needs the extra rl")
 def test_ppo_learns_and_repeats() -> None:
-    """dt = 0.2, 32 copies, 8 iterations, seed 0: a quarter of the loss is gone, and the same seed gives the same bits."""
+    """dt = 0.2, 32 copies, 8 iterations, seed 0: a quarter of the loss is gone, and a seed gives the same bits."""
     from girsanov.control.sb3 import Baseline
 
     env, start = LQ(dt=0.2), AffinePolicy.scalar(-0.3, 0.0, 0.25)
