@@ -49,14 +49,15 @@ def lines(folder: Path) -> list[dict[str, Any]]:
 
 
 def test_a_pipeline_is_tuned_resumed_and_loaded(root: Any, folder: Path, capsys: Any) -> None:
-    """SD1.5: three iterations in one go and in two give the same numbers to the bit; the weights load in diffusers."""
+    """SD1.5: two iterations at once and one by one give the same numbers to the bit; diffusers loads the weights."""
     model = str(folder_of("sd15", root))
     command = ["run", "text-to-image", f"model={model}", "prompts=p.jsonl", "reward=r.py:named", *SMALL]
-    assert main([*command, "train.iterations=3", "--out", "whole"]) == 0
-    assert main([*command, "train.iterations=2", "--out", "parts"]) == 0
-    assert main(["run", "text-to-image", "--out", "parts", "--resume", "train.iterations=3", "--device", "cpu"]) == 0
+    assert main([*command, "train.iterations=2", "--out", "whole"]) == 0
+    assert main([*command, "train.iterations=1", "--out", "parts"]) == 0
+    assert main(["run", "text-to-image", "--out", "parts", "--resume", "train.iterations=2", "--device", "cpu"]) == 0
     whole, parts = lines(folder / "whole"), lines(folder / "parts")
-    assert [row for row in whole if row["iteration"] == 3] == [row for row in parts if row["iteration"] == 3]
+    assert len(whole) == 4  # two iterations, an evaluation before and one after
+    assert [row for row in whole if row["iteration"] == 2] == [row for row in parts if row["iteration"] == 2]
     assert all(row["ratio_max"] == row["ratio_min"] == 1.0 for row in whole if "ratio_max" in row)
     report = (folder / "whole" / "report.html").read_text()
     assert "StableDiffusionPipeline" in report and report.count("data:image/png;base64,") >= 2

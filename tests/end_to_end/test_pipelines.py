@@ -45,7 +45,7 @@ def opened(name: str, root: Path) -> Adapter:
 
 
 def prompts_of(adapter: Adapter) -> Any:
-    """Two groups of two, with a null branch."""
+    """A group of two for each of two prompts, with a null branch."""
     sizes = {"groups_per_batch": 2, "group_size": 2}
     if adapter.classes is not None:
         return ClassPrompts(num_classes=4, null_class=adapter.classes, **sizes)
@@ -65,7 +65,7 @@ def test_a_family_is_tuned_and_its_adapters_load_in_diffusers(name: str, root: P
     """One iteration of each method moves the adapters, with a ratio of 1; the saved weights draw the same, 1e-4."""
     adapter = opened(name, root)
     train_adapters(adapter, rank=2)
-    policy, prompts, grid = Policy(adapter.model(), dict.fromkeys(("rollout", "train"), SCALE)), None, adapter.grid(3)
+    policy, prompts, grid = Policy(adapter.model(), dict.fromkeys(("rollout", "train"), SCALE)), None, adapter.grid(2)
     prompts = prompts_of(adapter)
     reward = FunctionReward(contrast)
     config = TrainConfig(iterations=2, lr=0.05)
