@@ -82,6 +82,28 @@ def study(part: str, section: str) -> Callable[[], str]:
     return make
 
 
+def part_of(file: str, section: str, number: int = 0) -> Callable[[], str]:
+    """A table of a study, from ``docs/data/FILE.json``."""
+
+    def make() -> str:
+        table = json.loads((ROOT / f"docs/data/{file}.json").read_text())["sections"][section]["tables"][number]
+        return "\n".join([markdown(table["columns"], table["rows"]), "", table["note"]])
+
+    return make
+
+
+def bench_rows(*methods: str) -> Callable[[], str]:
+    """The bench rows of some methods, with the distance to their limit or their share of the best gain."""
+
+    def make() -> str:
+        rows = [r for r in json.loads((ROOT / "docs/data/bench.json").read_text())["rows"] if r["method"] in methods]
+        keys = {"to_limit": "end to limit %", "share": "share of the best gain at equal KL, %", "kl": "path KL"}
+        body = [[r["problem"], f"`{r['method']}`", str(r["seeds"]), *[cell(k, r[k]) for k in keys]] for r in rows]
+        return markdown(["problem", "method", "seeds", *keys.values()], body)
+
+    return make
+
+
 def paper(*methods: str) -> Callable[[], str]:
     """What a paper's methods did on digits and on the problems with a known answer, from ``digits.json`` and bench."""
 
@@ -132,6 +154,7 @@ PAPERS: dict[str, tuple[str, ...]] = {
 """Page under docs/papers -> the methods it shows."""
 
 PAPER, DEPLOYMENT = "docs/papers/sampler-stochasticity.md", "docs/deployment.md"
+ACTION = "docs/papers/score-as-action.md"
 
 TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "bench": ("README.md", bench),
@@ -145,6 +168,13 @@ TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "deployment-networks": (DEPLOYMENT, study("networks", "networks")),
     "deployment-am": (DEPLOYMENT, study("am", "deployment-am")),
     "deployment-digits": (DEPLOYMENT, study("digits", "deployment")),
+    "ctrl-bench": (ACTION, bench_rows("ctrl", "ctrl-ratio", "ctrl-few-step", "am")),
+    "ctrl-values-gaussian": (ACTION, part_of("values-exact", "Gaussian")),
+    "ctrl-values-modes": (ACTION, part_of("values-exact", "two-modes")),
+    "ctrl-values-digits": (ACTION, part_of("values-digits", "digits")),
+    "ctrl-grids-exact": (ACTION, part_of("discretisation-exact", "exact")),
+    "ctrl-grids-cost": (ACTION, part_of("discretisation-digits", "digits")),
+    "ctrl-grids-digits": (ACTION, part_of("discretisation-digits", "digits", 1)),
     **{f"paper-{page}": (f"docs/papers/{page}.md", paper(*methods)) for page, methods in PAPERS.items()},
 }
 """Marker -> the page it stands in, and what makes its table."""

@@ -87,7 +87,7 @@ def run_digits(skip: str, iterations: int, every: int, samples: int) -> dict[str
 
 def digits_section(fast: bool) -> Section:
     """All skips on digits."""
-    iterations, every, samples = (3, 1, 40) if fast else (20, 5, 200)
+    iterations, every, samples = (3, 1, 40) if fast else (12, 4, 200)
     rows = [run_digits(name, iterations, every, samples) for name in SKIPS]
     half = len(rows[0]["at"]) // 2
     table = Table(
