@@ -60,7 +60,7 @@ def settings_for(name: str) -> dict[str, Any]:
     Published ones (beta of 0.1 and less) belong to answers of hundreds of tokens and rewards of unit scale.
     """
     known = parameters(LANGUAGE_METHODS[name])
-    beta = {"beta": 0.5 if "reward" in known else 1.0} if "beta" in known else {}
+    beta = {"beta": 1.0} if "beta" in known else {}
     found: dict[str, Any] = {"method": OWN.get(name, beta)}
     if name in LISTS:
         found["items"] = 4
