@@ -13,6 +13,7 @@ ultrafeedback-binary   ``prompt, chosen, rejected`` as conversations, ``score_ch
 hh-rlhf                ``chosen, rejected``: two transcripts that share their beginning
 helpsteer              ``prompt, response`` and ratings; the answers to a prompt stand together
 helpsteer-preference   ``prompt, response_1, response_2, preference_strength`` (negative: the first is better)
+helpsteer3             ``context, response1, response2, overall_preference``, of the same sign
 pairs                  ``prompt, chosen, rejected`` as texts
 =====================  =========================================================================================
 

@@ -97,12 +97,25 @@ def _helpsteer_pair(row: dict[str, Any], where: str, pictures: Pictures) -> Pref
     return Preference(_text(row, "prompt", where), _by_value(items), split, "helpsteer", "", meta)
 
 
+def _helpsteer3(row: dict[str, Any], where: str, pictures: Pictures) -> Preference:
+    strength = number(row["overall_preference"], f"{where}: 'overall_preference'")
+    context = row["context"]
+    if not isinstance(context, list) or not all(isinstance(t, Mapping) and "content" in t for t in context):
+        raise GirsanovError(f"{where}: 'context' must be a conversation")
+    turns = tuple({"role": str(t.get("role", "user")), "content": str(t["content"])} for t in context)
+    prompt: Prompt = turns[0]["content"] if len(turns) == 1 else turns
+    items = [(-strength if k == 1 else strength, Item(text=_text(row, f"response{k}", where))) for k in (1, 2)]
+    meta = {"strength": abs(strength)} | {k: row[k] for k in ("domain", "language") if row.get(k)}
+    return Preference(prompt, _by_value(items), row.get("split") or "train", "helpsteer3", "", meta)
+
+
 TEXTS: dict[str, Layout] = {
     "ultrafeedback": Layout(("instruction", "completions"), _ultrafeedback),
     "ultrafeedback-binary": Layout(("prompt", "chosen", "rejected", "score_chosen", "score_rejected"), _binary),
     "hh-rlhf": Layout(("chosen", "rejected"), _hh_rlhf, lacks=("prompt",)),
     "helpsteer": Layout(("prompt", "response", "helpfulness"), _helpsteer, group="prompt"),
     "helpsteer-preference": Layout(("prompt", "response_1", "response_2", "preference_strength"), _helpsteer_pair),
+    "helpsteer3": Layout(("context", "response1", "response2", "overall_preference"), _helpsteer3),
 }
 """Layouts of text preferences."""
 

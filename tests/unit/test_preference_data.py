@@ -113,6 +113,13 @@ FILES: dict[str, tuple[str, list[dict[str, Any]]]] = {
         [{"prompt": "Why?", "response_1": "Because", "response_2": "It is so", "preference_strength": -2,
           "split": "validation"}],
     ),
+    "helpsteer3": (
+        "three.jsonl",
+        [{"domain": "code", "language": "python", "context": turns("Hi", "Hello", "Sort?"), "response1": "No.",
+          "response2": "Use sorted.", "overall_preference": 2, "individual_preference": []},
+         {"domain": "general", "language": "english", "context": turns("Why?"), "response1": "So.", "response2": "No.",
+          "overall_preference": 0, "individual_preference": []}],
+    ),
     "girsanov": (
         "own.jsonl",
         [
@@ -187,6 +194,9 @@ def test_what_the_layouts_mean(tmp_path: Path) -> None:
     strength = rows["helpsteer-preference"][0]
     assert contents(strength) == [("Because", 1), ("It is so", 2)] and strength.meta == {"strength": 2.0}
     assert strength.split == "validation"
+    third, tie = rows["helpsteer3"]
+    assert contents(third) == [("Use sorted.", 1), ("No.", 2)] and third.meta["domain"] == "code"
+    assert len(third.prompt) == 3 and tie.prompt == "Why?" and tie.pair is None
     assert contents(rows["girsanov"][1]) == [("a", 1), ("b", 2)] and rows["girsanov"][2].items[0].label is True
     assert [r["role"] for r in transcript(HH + " x", "here")] == ["user", "assistant"] * 2
 
