@@ -68,11 +68,11 @@ def markdown(head: list[str], body: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *body])
 
 
-def study(part: str, section: str) -> Callable[[], str]:
-    """A table of ``girsanov study stochasticity``, from ``docs/data/stochasticity-PART.json``."""
+def study(part: str, section: str, name: str = "stochasticity") -> Callable[[], str]:
+    """A table of ``girsanov study NAME``, from ``docs/data/NAME-PART.json``."""
 
     def make() -> str:
-        record = json.loads((ROOT / f"docs/data/stochasticity-{part}.json").read_text())
+        record = json.loads((ROOT / f"docs/data/{name}-{part}.json").read_text())
         table = record["sections"][section]["tables"][0]
         head, rows = table["columns"], table["rows"]
         lines = ["| " + " | ".join(head) + " |", "| " + " | ".join("---" for _ in head) + " |"]
@@ -153,6 +153,23 @@ PAPERS: dict[str, tuple[str, ...]] = {
 }
 """Page under docs/papers -> the methods it shows."""
 
+
+def control_runs() -> str:
+    """Runs of the recipes lq and pairs, from ``docs/data/continuous-rl.json``: each seed before and after."""
+    record = json.loads((ROOT / "docs/data/continuous-rl.json").read_text())
+    keys = {"slope_error": "slope %", "offset_error": "offset %", "variance_error": "covariance %"}
+    body = []
+    for run in record["runs"]:
+        metrics = run["metrics"]
+        for i, seed in enumerate(run["seeds"]):
+            errors = [f"{100 * metrics[k]['before'][i]:.1f} -> {100 * metrics[k]['after'][i]:.2f}" for k in keys]
+            lost = f"{metrics['judge']['before'][i]:.3f} -> {metrics['judge']['after'][i]:.5f}"
+            value = f"{metrics['reward']['after'][i]:.4f}"
+            body.append([f"`{run['recipe']}`", f"`{run['method']}`", str(seed), *errors, lost, value])
+    return markdown(["recipe", "method", "seed", *keys.values(), "loss of value", "value"], body)
+
+
+CONTINUOUS = "docs/papers/continuous-rl.md"
 PAPER, DEPLOYMENT = "docs/papers/sampler-stochasticity.md", "docs/deployment.md"
 ACTION = "docs/papers/score-as-action.md"
 
@@ -162,6 +179,10 @@ TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "study-vp": (PAPER, study("exact", "untuned-vp")),
     "study-ddpo": (PAPER, study("digits", "ddpo")),
     "study-mix": (PAPER, study("digits", "mix-grpo")),
+    "continuous-runs": (CONTINUOUS, control_runs),
+    "continuous-variance": (CONTINUOUS, study("variance", "variance", "timestep")),
+    "continuous-time": (CONTINUOUS, study("training", "time", "timestep")),
+    "continuous-samples": (CONTINUOUS, study("training", "samples", "timestep")),
     "deployment-memory": (DEPLOYMENT, study("exact", "memory")),
     "deployment-exact": (DEPLOYMENT, study("exact", "tuned-exact")),
     "deployment-per-step": (DEPLOYMENT, study("exact", "per-step")),
