@@ -158,17 +158,42 @@ def test_a_missing_extra_is_named(folder: Path, capsys: Any, monkeypatch: pytest
     assert "pip install 'girsanov[diffusers]'" in capsys.readouterr().err
 
 
+def command_of(name: str, root: Any) -> list[str]:
+    """How a family is tuned from the command line; SiT by its classes."""
+    if name == "sit":
+        autoencoder(scaling_factor=0.18215).save_pretrained("vae")
+        sit_checkpoint(Path("SiT.pt"))
+        Path("any.py").write_text("def any(images, prompts):\n    return images.flatten(1).square().mean(1)\n")
+        small = [s for s in SMALL if not s.startswith("pipeline")]
+        return ["run", "class-to-image", "model=SiT.pt,vae", "reward=any.py:any", "classes=4", *small]
+    tokens = [] if name == "sd15" else ["pipeline.tokens=40"]
+    model = f"model={folder_of(name, root)}"
+    return ["run", "text-to-image", model, "prompts=p.jsonl", "reward=r.py:named", *SMALL, *tokens]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["sd15", "flux2-klein", "sd3"])
+@pytest.mark.parametrize("name", ["sit", "sd3", "flux2-klein"])
+@pytest.mark.parametrize("method", ["ode-am", "nft"])
+def test_a_resumed_run_is_the_same(name: str, method: str, root: Any, folder: Path, capsys: Any) -> None:
+    """To the bit, with averaged weights and moving copies; ODE adjoint matching and DiffusionNFT."""
+    command = [*command_of(name, root), "--method", method, "train.ema=0.9"]
+    assert main([*command, "train.iterations=2", "--out", "whole"]) == 0
+    assert main([*command, "train.iterations=1", "--out", "parts"]) == 0
+    assert main(["run", command[1], "--out", "parts", "--resume", "train.iterations=2", "--device", "cpu"]) == 0
+    whole, parts = lines(folder / "whole"), lines(folder / "parts")
+    assert [row for row in whole if row["iteration"] == 2] == [row for row in parts if row["iteration"] == 2]
+    capsys.readouterr()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["sd15", "sit", "sd3", "flux2-klein"])
 def test_two_processes_give_the_curve_of_one(name: str, root: Any, folder: Path) -> None:
     """With gloo: 1e-5 relative in the loss, its gradient and the reward; 1 % of the way in weights and KL.
 
     A batch of two and one of four round differently (1e-6), and Adam's first steps, which divide by the size of each
     gradient, turn that into another sign where a gradient is all but zero.
     """
-    model = str(folder_of(name, root))
-    command = ["run", "text-to-image", f"model={model}", "prompts=p.jsonl", "reward=r.py:named", *SMALL]
-    command += ["train.iterations=2", *([] if name == "sd15" else ["pipeline.tokens=40"])]
+    command = [*command_of(name, root), "train.iterations=2"]
     assert main([*command, "--out", "one"]) == 0
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "girsanov.cli"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}

@@ -10,8 +10,10 @@ from torch import Tensor
 
 from girsanov.adapters.load import load_pipeline
 from girsanov.adapters.sit import SiT, SiTNetwork, frequencies, sizes
+from girsanov.adapters.weights import save_weights, train_adapters
 from girsanov.errors import GirsanovError
 from girsanov.models import Guided
+from girsanov.policy import Policy
 from girsanov.rollout import rollout
 from girsanov.samplers import Euler
 from girsanov.types import Cond
@@ -189,3 +191,25 @@ def test_what_is_no_sit_is_told_in_a_sentence(sit: SiT, tmp_path: Path) -> None:
     path = sit_checkpoint(tmp_path / "a.pt")
     with pytest.raises(GirsanovError, match="is no autoencoder"):
         load_pipeline(f"{path},{tmp_path / 'no-vae'}")
+
+
+def test_adapters_without_a_loader_are_in_the_layout_of_peft(tmp_path: Path, tmp_path_factory: Any) -> None:
+    """The line that is told puts them into DiT's pipeline: rank 2, alpha 4, 1e-6."""
+    peft = pytest.importorskip("peft")
+    folder = folder_of("dit", tmp_path_factory.getbasetemp())
+    adapter = load_pipeline(folder)
+    train_adapters(adapter, rank=2, alpha=4)
+    policy = Policy(adapter.model())
+    g = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for p in policy.parameters():
+            p.add_(0.3 * torch.randn(p.shape, generator=g))
+    line = save_weights(adapter, policy.state(), tmp_path)
+    pipe = load_pipeline(folder).pipe
+    asked = {"timestep": torch.tensor([10, 500]), "class_labels": torch.tensor(CLASSES)}
+    x = torch.randn(2, 4, 8, 8, generator=g)
+    with torch.no_grad():
+        plain = pipe.transformer(x, **asked).sample
+        exec(line, {"pipe": pipe, "peft": peft})
+        close(pipe.transformer(x, **asked).sample, adapter.network(x, **asked).sample, 1e-6)
+    assert float((plain - pipe.transformer(x, **asked).sample).norm() / plain.norm()) > 1e-2
