@@ -104,3 +104,31 @@ def test_guidance_is_one_batched_pass() -> None:
 def test_where_a_velocity_exists(process: object, kind: str, t: float, finite: bool) -> None:
     model = Model(lambda x, t, c: x, process, kind, (2,))
     assert has_velocity(model, torch.tensor(t, dtype=torch.float64)) is finite
+
+
+def test_the_clock_runs_in_float64_and_reaches_the_network_in_its_dtype():
+    """``1000 t - 1`` at a table's times is a whole number to the bit, for one time and for one a sample, in float32."""
+    seen = []
+
+    def net(x, t, cond):
+        seen.append(t)
+        return x
+
+    model = Model(net, RectifiedFlow(), "velocity", (2,), time=lambda t: 1000 * t - 1)
+    index = torch.arange(1000, dtype=torch.float64)
+    x = torch.zeros(1000, 2)
+    model(x, (index + 1) / 1000)
+    model(x[:3], torch.tensor(962 / 1000, dtype=torch.float64))
+    assert seen[0].dtype == seen[1].dtype == torch.float32
+    assert torch.equal(seen[0].double(), index) and seen[1].tolist() == [961.0] * 3
+
+
+def test_a_model_may_bring_its_own_rule_of_guidance():
+    """Here the larger of the two predictions, whatever the scale."""
+    model = Model(
+        lambda x, t, cond: cond["p"][:, None].expand_as(x), RectifiedFlow(), "velocity", (2,),
+        guide=lambda p_cond, p_null, scale: torch.maximum(p_cond, p_null),
+    )  # fmt: skip
+    index = torch.arange(2)
+    cond = Cond({"p": torch.tensor([1.0, -1.0])}, index, Cond({"p": torch.tensor([0.0])}, 0 * index))
+    assert Guided(model, 3.0)(torch.zeros(2, 2), torch.tensor(0.5), cond)[:, 0].tolist() == [1.0, 0.0]

@@ -136,3 +136,22 @@ def test_bad_input_gives_one_sentence(wrong, sentence):
 
 def test_groups_in_divides():
     assert groups_in(96, 8) == 12
+
+
+def test_further_conditions_follow_their_text_into_both_branches():
+    """A table with a row a text reaches the samples of that text and their negative branch, which is encoded apart."""
+    extra = torch.tensor([[1.0], [2.0], [3.0]])
+    source = TextPrompts(
+        texts=["a", "bb", "ccc"], encode=lengths, encode_negative=lambda t: {"label": torch.tensor([-1])},
+        negative="x", conditions={"picture": extra}, groups_per_batch=2, group_size=2,
+    )  # fmt: skip
+    for iteration in range(3):
+        cond = source.batch(iteration).cond
+        assert torch.equal(cond["picture"][:, 0], cond["label"].float())
+        assert torch.equal(cond.null["picture"], cond["picture"]) and cond.null["label"].tolist() == [-1] * 4
+        tables, null = cond.with_null_rows()
+        assert torch.equal(tables["picture"][null], cond["picture"])
+    with pytest.raises(GirsanovError, match="2 rows of the condition 'picture' for 3 texts: give one each"):
+        TextPrompts(
+            texts=["a", "bb", "c"], encode=lengths, conditions={"picture": extra[:2]}, groups_per_batch=1, group_size=1
+        )  # fmt: skip
