@@ -142,6 +142,31 @@ def more_commands(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
     study.add_argument("--fast", action="store_true", help="a few iterations and samples, to see that it runs")
     study.add_argument("--json", metavar="FILE", help="write the numbers there as well")
 
+    preference_commands(add)
+
+    serve = add("serve-reward", "score samples for other processes over HTTP (GIRSANOV_REWARD_TOKEN is the secret)")
+    serve.add_argument("reward", metavar="REWARD", help="my_file.py:fn, or the name of a built-in reward")
+    serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1, this machine)")
+    serve.add_argument("--port", type=int, default=8000, help="0 takes a free one (default 8000)")
+    serve.add_argument("--max-mb", type=int, default=256, metavar="MB", help="largest request (default 256)")
+
+
+def data_command(data: argparse.ArgumentParser) -> None:
+    """``girsanov data``: what to do, to which file."""
+    data.add_argument("action", choices=("check", "stats", "convert"), help="look for mistakes, count, or rewrite")
+    data.add_argument("path", metavar="PATH", help="a file, a folder of files, or a data set saved by `datasets`")
+    data.add_argument("--out", metavar="PATH", help="convert: NAME.jsonl, NAME.parquet, or a folder for `datasets`")
+    data.add_argument("--layout", metavar="NAME", help="of the rows (default: found by the columns)")
+    data.add_argument("--skip", action="store_true", help="convert: leave bad rows out; else nothing is written")
+    data.add_argument("--unique", action="store_true", help="convert: leave repeated rows out")
+    data.add_argument("--drop-flipped", action="store_true", help="convert: leave out what contradicts an earlier row")
+    data.add_argument("--no-images", action="store_true", help="do not open the pictures")
+    data.add_argument("--all", action="store_true", help="check: print every finding, not only the first")
+    data.add_argument("--json", metavar="FILE", help="check, stats: write the findings or numbers there as well")
+
+
+def preference_commands(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
+    """Reward models, judges and rankings."""
     train = add("train-reward", "train a reward model on preferences, and measure it on others")
     train.add_argument("data", metavar="DATA", help="a file that `girsanov data` reads (texts or pictures), or: digits")
     train.add_argument("--out", metavar="DIR", required=True, help="the folder of the reward model")
@@ -177,7 +202,7 @@ def more_commands(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
         "--reader", default="brackets", metavar="NAME", help="brackets, json or scores (default brackets)"
     )
     judge.add_argument("--soft", action="store_true", help="read a probability from the first token's log-probs")
-    judge.add_argument("--score", metavar="my_file.py:fn", help="a function (prompt, answer) -> number instead")
+    judge.add_argument("--score", metavar="SCORE", help="instead: my_file.py:fn, or a reward model's folder")
     judge.add_argument("--cache", metavar="DIR", help="keep the server's replies there")
     judge.add_argument("--out", metavar="FILE", default="verdicts.jsonl", help="the verdicts (default verdicts.jsonl)")
 
@@ -186,26 +211,6 @@ def more_commands(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
     ranked.add_argument("--baseline", metavar="MODEL", help="win rates over this model (default: the last one)")
     ranked.add_argument("--prior", type=float, default=0.0, metavar="W", help="pull ratings together (default 0)")
     ranked.add_argument("--json", metavar="FILE", help="write the numbers there as well")
-
-    serve = add("serve-reward", "score samples for other processes over HTTP (GIRSANOV_REWARD_TOKEN is the secret)")
-    serve.add_argument("reward", metavar="REWARD", help="my_file.py:fn, or the name of a built-in reward")
-    serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1, this machine)")
-    serve.add_argument("--port", type=int, default=8000, help="0 takes a free one (default 8000)")
-    serve.add_argument("--max-mb", type=int, default=256, metavar="MB", help="largest request (default 256)")
-
-
-def data_command(data: argparse.ArgumentParser) -> None:
-    """``girsanov data``: what to do, to which file."""
-    data.add_argument("action", choices=("check", "stats", "convert"), help="look for mistakes, count, or rewrite")
-    data.add_argument("path", metavar="PATH", help="a file, a folder of files, or a data set saved by `datasets`")
-    data.add_argument("--out", metavar="PATH", help="convert: NAME.jsonl, NAME.parquet, or a folder for `datasets`")
-    data.add_argument("--layout", metavar="NAME", help="of the rows (default: found by the columns)")
-    data.add_argument("--skip", action="store_true", help="convert: leave bad rows out; else nothing is written")
-    data.add_argument("--unique", action="store_true", help="convert: leave repeated rows out")
-    data.add_argument("--drop-flipped", action="store_true", help="convert: leave out what contradicts an earlier row")
-    data.add_argument("--no-images", action="store_true", help="do not open the pictures")
-    data.add_argument("--all", action="store_true", help="check: print every finding, not only the first")
-    data.add_argument("--json", metavar="FILE", help="check, stats: write the findings or numbers there as well")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -14,6 +14,9 @@ from girsanov.config import nest, parse_overrides, read_yaml
 from girsanov.disk import write_text
 from girsanov.errors import GirsanovError
 from girsanov.folder import RunFolder
+from girsanov.judging.commands import judge_command as judge_command
+from girsanov.judging.commands import rank_command as rank_command
+from girsanov.judging.commands import train_reward_command as train_reward_command
 from girsanov.launch import INTERRUPTED, Launch, device_of, execute, load_run
 from girsanov.recipes import RECIPES, get_recipe
 from girsanov.train import Run
@@ -260,31 +263,6 @@ def serve_reward_command(chosen: argparse.Namespace, command: str) -> int:
     from girsanov.rewards.server import serve_reward
 
     serve_reward(load_reward(chosen.reward), chosen.host, chosen.port, chosen.max_mb)
-    return 0
-
-
-def train_reward_command(chosen: argparse.Namespace, command: str) -> int:
-    """``girsanov train-reward``."""
-    from girsanov.reward_models.report import train_reward
-
-    print(train_reward(chosen, command))
-    return 0
-
-
-def judge_command(chosen: argparse.Namespace, command: str) -> int:
-    """``girsanov judge``."""
-    from girsanov.judging.report import judge_files
-
-    print(judge_files(chosen))
-    return 0
-
-
-def rank_command(chosen: argparse.Namespace, command: str) -> int:
-    """``girsanov rank``."""
-    from girsanov.judging.report import rank_files
-
-    json_path = Path(chosen.json) if chosen.json else None
-    print(rank_files([Path(p) for p in chosen.verdicts], chosen.baseline, chosen.prior, json_path))
     return 0
 
 

@@ -12,7 +12,7 @@ from girsanov.evaluation.intervals import Interval
 from girsanov.jsonl import write_rows
 from girsanov.judging.base import BothOrders, PairJudge, position_bias
 from girsanov.judging.parsing import READERS
-from girsanov.judging.scoring import ScoreJudge
+from girsanov.judging.scoring import ScoreJudge, Scorer
 from girsanov.judging.server import ServerJudge
 from girsanov.judging.tournament import Against, Game, against, elo_ratings, play, ranking, read_answers, read_games
 from girsanov.rewards.function import load_object
@@ -24,11 +24,22 @@ def judge_of(chosen: argparse.Namespace) -> PairJudge:
     if (chosen.score is None) == (chosen.url is None):
         raise GirsanovError("name one judge: --url and --model of a server, or --score my_file.py:fn")
     if chosen.score is not None:
-        return ScoreJudge(load_object(chosen.score))
+        return ScoreJudge(scorer_of(chosen.score))
     if chosen.reader not in READERS:
         raise GirsanovError(f"{chosen.reader!r} {unknown(chosen.reader, READERS, 'reader')}")
     reader = READERS[chosen.reader]()
     return BothOrders(ServerJudge(chosen.url, chosen.model or "", reader=reader, soft=chosen.soft, cache=chosen.cache))
+
+
+def scorer_of(spec: str) -> Scorer:
+    """A function of a file, ``my_file.py:fn``, or a reward model of texts by its folder."""
+    from girsanov.reward_models.model import is_reward_model, load_reward_model
+
+    if not is_reward_model(spec):
+        found: Scorer = load_object(spec)
+        return found
+    model = load_reward_model(spec)
+    return lambda prompt, answer: float(model.texts([prompt], [answer.text])[0])
 
 
 def judge_files(chosen: argparse.Namespace) -> str:

@@ -8,9 +8,9 @@ from girsanov.language.model import LanguageModel as LanguageModel
 from girsanov.language.model import LanguageNet as LanguageNet
 from girsanov.language.model import lora_targets as lora_targets
 from girsanov.language.named import LANGUAGE_METHODS as LANGUAGE_METHODS
+from girsanov.language.online import OnlinePreference as OnlinePreference
 from girsanov.language.policy_gradient import LanguageRL as LanguageRL
 from girsanov.language.preference import OfflinePreference as OfflinePreference
-from girsanov.language.preference import OnlinePreference as OnlinePreference
 from girsanov.language.rewards import TEXT_REWARDS as TEXT_REWARDS
 from girsanov.language.rewards import TextReward as TextReward
 from girsanov.language.tokens import Completions as Completions

@@ -10,8 +10,9 @@ from typing import Any
 
 from girsanov.config.parts import MISSING, parameters
 from girsanov.language.base import LanguageMethod
+from girsanov.language.online import OnlinePreference
 from girsanov.language.policy_gradient import LanguageRL
-from girsanov.language.preference import OfflinePreference, OnlinePreference
+from girsanov.language.preference import OfflinePreference
 from girsanov.preferences import LOSSES
 from girsanov.preferences.imitation import ImitationLoss
 from girsanov.sequences import SEQUENCE_RL

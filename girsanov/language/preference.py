@@ -1,4 +1,4 @@
-r"""Preference losses on a language model: offline from comparisons, or online from its own scored completions.
+r"""Preference losses on a language model, and the offline ones: from given comparisons.
 
 Every loss of ``girsanov/preferences`` is a method: the policy's log-probs of a prompt's K completions, and whatever
 else the loss reads, make one record (``Compared``), and the loss does the rest. What it reads is found by asking it: a
@@ -17,8 +17,7 @@ needed          how it is computed
 ``divergence``  ``sum_t KL(ref || policy)`` along each completion, with a gradient (TDPO, SuperHF)
 ==============  ==============================================================================================
 
-Online, G completions of each prompt are drawn from the current policy and scored, and the loss's own selection (best
-and worst, judged, accepted, top n, ...) says which are compared. References that move (TR-DPO) are a moving copy.
+References that move (TR-DPO) are a moving copy. Online forms are in ``online.py``.
 """
 
 import functools
@@ -31,20 +30,15 @@ from torch import Tensor
 
 from girsanov.errors import GirsanovError
 from girsanov.language.base import (
-    CHOOSE,
     REFERENCE,
     LanguageMethod,
     reference_logp,
     reference_of,
-    sampled,
-    scored,
     view,
 )
 from girsanov.language.data import ComparedTexts
-from girsanov.language.generation import Sampling
 from girsanov.language.model import LanguageNet
 from girsanov.language.reference import ReferenceCache, digest_of
-from girsanov.language.rewards import TextReward
 from girsanov.language.tokens import Completions, pad
 from girsanov.methods.base import Chunk, Data, State, Turn
 from girsanov.models import ModelLike
@@ -52,7 +46,6 @@ from girsanov.policy import Policy
 from girsanov.preferences import Compared, dispersion
 from girsanov.preferences.base import Loss
 from girsanov.preferences.moves import Fixed
-from girsanov.preferences.selection import Judged
 from girsanov.types import Batch, Prompts
 
 
@@ -237,76 +230,3 @@ class OfflinePreference(PreferenceMethod):
             found = reference_logp(policy, prompts.items.flat()).unflatten(0, (len(prompts), k))
             store.put(prompts.group, found)
         return found.to(policy.device)
-
-
-@dataclass(frozen=True, kw_only=True)
-class OnlinePreference(PreferenceMethod):
-    """A preference loss on the policy's own completions, scored by a reward.
-
-    Attributes:
-        reward: what scores them.
-        sampling: how they are drawn.
-        temperature: T of the judge that the rewards stand for, where a loss reads win probabilities.
-        rollout_micro_batch: completions drawn at a time; None is all.
-    """
-
-    reward: TextReward
-    sampling: Sampling = Sampling()
-    temperature: float = 1.0
-    rollout_micro_batch: int | None = None
-
-    data: ClassVar[Data] = "prompts"
-
-    def collect(self, policy: Policy, prompts: Prompts, state: State, turn: Turn) -> Batch:
-        """Draws, scores and selects."""
-        rows = sampled(policy, prompts, self.sampling, turn, self.rollout_micro_batch)
-        reward = scored(self.reward, view(policy, "current"), prompts, rows)
-        size = group_size(prompts)
-        items, score = rows.unflat(size), reward.unflatten(0, (-1, size))
-        index, valid = self.chosen(score, prompts, turn)
-        items = pick(items, index)
-        score = score.gather(1, index)
-        facts = self.facts(policy, items, turn)
-        wins = win_probabilities(reward.unflatten(0, (-1, size)), self.temperature).gather(1, index)
-        return ComparedBatch(items, valid, score=score, wins=wins, reward=reward.unflatten(0, (-1, size)), **facts)
-
-    def chosen(self, score: Tensor, prompts: Prompts, turn: Turn) -> tuple[Tensor, Tensor]:
-        """Which completions [B, K] of each group [B, G] are compared, and which of these count."""
-        place = torch.arange(score.shape[1], device=score.device, dtype=torch.float64).expand_as(score)
-        wins = win_probabilities(score, self.temperature)
-        u = turn.noise(prompts.ids[:: score.shape[1]], CHOOSE).uniform((score.shape[1],)).to(score.device)
-        group = Compared(place.contiguous(), score=score, wins=wins)
-        if isinstance(self.loss.items, Judged):  # a judge compares the first two
-            two = slice(None), slice(0, 2)
-            group = Compared(place[two].contiguous(), score=score[two], wins=duel(score[:, :2], self.temperature))
-        kept = self.loss.items(group, u)
-        return kept.logp.long(), kept.there
-
-
-def duel(score: Tensor, temperature: float) -> Tensor:
-    """``sigma((r_k - r_other) / T)`` of two completions, [B, 2]."""
-    return torch.sigmoid((score - score.flip(1)) / temperature)
-
-
-def win_probabilities(score: Tensor, temperature: float) -> Tensor:
-    """``mean_j sigma((r_k - r_j) / T)`` over the others of a group [B, G]; 1/2 in a group of one."""
-    g = score.shape[1]
-    if g == 1:
-        return torch.full_like(score, 0.5)
-    odds = torch.sigmoid((score.unsqueeze(2) - score.unsqueeze(1)) / temperature)
-    return (odds.sum(2) - 0.5) / (g - 1)
-
-
-def pick(items: Completions, index: Tensor) -> Completions:
-    """The completions ``index`` [B, K] of [B, G, L]."""
-    wide = index.unsqueeze(2).expand(*index.shape, items.tokens.shape[2])
-    return Completions(*(v.gather(1, wide) for v in (items.tokens, items.real, items.own)))
-
-
-def group_size(prompts: Prompts) -> int:
-    """How many completions each prompt has. Raises GirsanovError unless it is the same for all, side by side."""
-    size = int((prompts.group == prompts.group[0]).sum())
-    whole = len(prompts) % size == 0 and bool((prompts.group.view(-1, size) == prompts.group[::size, None]).all())
-    if not whole:
-        raise GirsanovError("completions are compared within groups of one size, side by side: give TextRequests")
-    return size

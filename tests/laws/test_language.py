@@ -11,8 +11,9 @@ from girsanov.language import Completions, LanguageModel, LanguageNet, Sampling,
 from girsanov.language.base import view
 from girsanov.language.logprobs import divergence, entropy, token_logp
 from girsanov.language.named import LANGUAGE_METHODS
+from girsanov.language.online import win_probabilities
 from girsanov.language.packing import Packed, first_fit
-from girsanov.language.preference import ComparedBatch, OfflinePreference, needs, win_probabilities
+from girsanov.language.preference import ComparedBatch, OfflinePreference, needs
 from girsanov.language.tokens import pad
 from girsanov.methods.base import Turn
 from girsanov.noise import Noise
@@ -22,9 +23,7 @@ from girsanov.surrogates import ScoreFunction
 from tests.language_models import model, steady
 from tests.laws.mutation import Mutation, check, mutants
 
-GENERATION, LOGPROBS, PREFERENCE = (
-    sys.modules[f"girsanov.language.{n}"] for n in ("generation", "logprobs", "preference")
-)
+GENERATION, LOGPROBS, ONLINE = (sys.modules[f"girsanov.language.{n}"] for n in ("generation", "logprobs", "online"))
 F64 = torch.float64
 PROMPT = [1, 2]
 
@@ -274,7 +273,7 @@ MUTATIONS = [
         law_entropy_and_divergence_are_their_sums,
     ),
     Mutation(LOGPROBS, "chunked", "t.split(chunk)", "t.flip(0).split(chunk)", law_chunks_change_nothing_but_memory),
-    Mutation(PREFERENCE, "win_probabilities", "- 0.5", "", law_win_probabilities_are_means_over_the_others),
+    Mutation(ONLINE, "win_probabilities", "- 0.5", "", law_win_probabilities_are_means_over_the_others),
 ]
 
 

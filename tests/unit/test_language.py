@@ -5,6 +5,8 @@ import torch
 
 from girsanov.adapters.lora import add_lora
 from girsanov.errors import GirsanovError
+from girsanov.jsonl import write_rows
+from girsanov.judging import Answer, ScoreJudge
 from girsanov.language import (
     LANGUAGE_METHODS,
     Encoder,
@@ -17,9 +19,10 @@ from girsanov.language import (
     lora_targets,
 )
 from girsanov.language.base import REFERENCE, view
+from girsanov.language.files import read_comparisons
 from girsanov.language.named import ELSEWHERE, ONLINE
+from girsanov.language.online import OnlinePreference
 from girsanov.language.policy_gradient import LanguageRL
-from girsanov.language.preference import OnlinePreference
 from girsanov.language.rewards import EndsWith, FunctionTextReward, Long, Vowels, as_text_reward
 from girsanov.language.tokens import join, pad
 from girsanov.methods.base import Turn
@@ -325,3 +328,49 @@ def test_groups_must_be_whole() -> None:
         method.collect(Policy(small()), prompts, {}, Turn(0, 0))
     assert isinstance(LANGUAGE_METHODS["rloo"](reward=Long()), LanguageRL)
     assert steady("ab", layers=1) is steady("ab", layers=1) and pad([[1]], [0], 0).length.tolist() == [1]
+
+
+def test_a_judge_picks_for_oaif() -> None:
+    """A judge who likes the letter c, against a reward that likes length: the winner is the judge's."""
+    asked = []
+
+    def likes(prompt: str, answer: Answer) -> float:
+        asked.append(prompt)
+        return float(answer.text.count("c"))
+
+    m = small()
+    method = LANGUAGE_METHODS["oaif"](reward=Long(), judge=ScoreJudge(likes), sampling=Sampling(max_tokens=6))
+    policy, prompts = Policy(m), TextRequests(texts=["a", "ab"], groups_per_batch=2, group_size=2).batch(0)
+    for seed in range(5):
+        batch = method.collect(policy, prompts, method.setup(policy), Turn(seed, 0))
+        texts = m.encoder.texts(batch.items.flat())
+        for winner, loser in zip(texts[::2], texts[1::2], strict=True):
+            assert winner.count("c") >= loser.count("c") or not (winner and loser)
+    assert set(asked) == {"a", "ab"}
+    with pytest.raises(GirsanovError, match="take oaif, which asks one"):
+        LANGUAGE_METHODS["rso"](reward=Long(), judge=ScoreJudge(likes))
+
+
+def test_comparisons_from_a_file_leave_bad_rows_out_by_their_place(tmp_path) -> None:
+    rows = [
+        {"prompt": "ab", "chosen": "c", "rejected": "b"},
+        {"prompt": "abcabcabcabcabca", "chosen": "c", "rejected": "b"},
+        {"prompt": "a", "chosen": "b", "rejected": "b"},
+        {"prompt": "a", "items": [{"text": "b", "score": 1}, {"text": "cc", "score": 3}, {"text": "a", "score": 2}]},
+        {"prompt": "a", "items": [{"text": "b", "rank": 1}, {"text": "c", "rank": 2}, {"text": "a", "rank": 2}]},
+        {"prompt": "a", "items": [{"text": "b"}, {"text": "c"}]},
+        {"prompt": "c", "chosen": "", "rejected": "b"},
+        {"prompt": "c", "chosen": "a", "rejected": "b", "split": "test"},
+    ]
+    path = tmp_path / "pairs.jsonl"
+    write_rows(path, rows)
+    m = small()
+    data, left_out = read_comparisons(m.encoder, path, split="train", batch_size=2)
+    assert len(data) == 4 and data.valid.sum(1).tolist() == [2, 3, 2, 2]
+    assert m.encoder.texts(data.items.take(torch.tensor([1])).flat()) == ["cc", "a", "b"]
+    assert [s.split(":")[0].split(" ")[1:3] for s in left_out] == [["row", str(n)] for n in (2, 3, 6, 7)]
+    assert "16 tokens and a row at most 16" in left_out[0] and "chosen equals rejected" in left_out[1]
+    assert "nothing says which item is better" in left_out[2] and "empty completion" in left_out[3]
+    with pytest.raises(GirsanovError, match="has no row to learn from: the split has none"):
+        read_comparisons(m.encoder, path, split="dev")
+    fit(Policy(m), LANGUAGE_METHODS["dpo"](), data, TrainConfig(iterations=1))

@@ -152,6 +152,12 @@ def test_texts_from_a_file_on_the_command_line(tmp_path, capsys) -> None:
     judge = ScoreJudge(lambda prompt, answer: float(model.texts([prompt], [answer.text])[0]))
     polite_one, rude = Answer("please take 9"), Answer("now take 9")
     assert judge([Comparison("how", polite_one, rude)])[0].value == 1.0
+    files = []
+    for name, answer in (("kind", polite_one), ("rude", rude)):
+        files.append(str(tmp_path / f"{name}.jsonl"))
+        write_rows(files[-1], [{"prompt": f"how {i}", "answer": answer.text} for i in range(3)])
+    assert main(["judge", *files, "--score", str(out), "--out", str(tmp_path / "v.jsonl")]) == 0
+    assert "kind over rude: 100.0%" in capsys.readouterr().out
 
 
 def test_rankings_ties_and_rows_without_order(tmp_path) -> None:
