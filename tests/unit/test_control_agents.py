@@ -205,7 +205,7 @@ def test_equations_without_a_solution_are_told() -> None:
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"method": {"kind": "cppo", "trust": "sqrt"}}, "'sqrt' is no trustregion: did you mean sqrt-kl"),
+        ({"method": {"kind": "cppo", "trust": "sqrt"}}, "'sqrt' is no trust region: did you mean sqrt-kl"),
         ({"method": {"kind": "cppo", "ratte": "td"}}, "method.ratte is no setting: did you mean rate"),
         ({"method": {"kind": "cppo", "rate": "tdd"}}, "'tdd' is no rate: did you mean td"),
         ({"environment": {"kind": "lq", "dt": -1}}, "dt must be greater than 0"),
