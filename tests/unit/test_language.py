@@ -24,11 +24,14 @@ from girsanov.language.named import ELSEWHERE, ONLINE
 from girsanov.language.online import OnlinePreference
 from girsanov.language.policy_gradient import LanguageRL
 from girsanov.language.rewards import EndsWith, FunctionTextReward, Long, Vowels, as_text_reward
+from girsanov.language.scorer import LanguageScorer, scorer_rows
 from girsanov.language.tokens import join, pad
 from girsanov.methods.base import Turn
 from girsanov.noise import Noise
 from girsanov.policy import Policy
 from girsanov.preferences import LOSSES
+from girsanov.reward_models.method import RewardModelling, Scoring, score_items
+from girsanov.reward_models.scorers import Members
 from girsanov.sequences import SEQUENCE_RL
 from girsanov.train import Run, TrainConfig, fit, iterate
 from tests.language_models import chat, letters, llama, model, steady
@@ -374,3 +377,23 @@ def test_comparisons_from_a_file_leave_bad_rows_out_by_their_place(tmp_path) -> 
     with pytest.raises(GirsanovError, match="has no row to learn from: the split has none"):
         read_comparisons(m.encoder, path, split="dev")
     fit(Policy(m), LANGUAGE_METHODS["dpo"](), data, TrainConfig(iterations=1))
+
+
+def test_a_language_model_learns_to_score() -> None:
+    """Answers with the letter c are better; all weights, and adapters with the head: every pair in order at the end."""
+    rows = [(p, [f"{w}c", f"{w}b"]) for p in ("a", "ab") for w in ("", "a", "b", "ab")]
+    for adapters in (False, True):
+        m = small()
+        scorer = LanguageScorer(m.net.lm, m.encoder.filler)
+        if adapters:
+            add_lora(scorer, rank=2, targets=[n.removeprefix("lm.") for n in lora_targets(m.net)])
+            scorer.unfreeze_head()
+        net, data = Members([scorer]), scorer_rows(m.encoder, rows, batch_size=8)
+        assert torch.equal(score_items(net, data.items, None), torch.zeros(8, 2, 1, dtype=torch.float64))
+        fit(Policy(Scoring(net)), RewardModelling(), data, TrainConfig(iterations=30, lr=2e-2))
+        scores = score_items(net, data.items, None)[..., 0]
+        assert bool((scores[:, 0] > scores[:, 1]).all())
+        padded = torch.nn.functional.pad(data.items[:, 0], (0, 3), value=m.encoder.filler)
+        torch.testing.assert_close(net(padded)[:, 0], scores[:, 0], rtol=1e-5, atol=1e-6)
+    with pytest.raises(GirsanovError, match="the same number of completions"):
+        scorer_rows(small().encoder, [("a", ["b", "c"]), ("a", ["b"])])
