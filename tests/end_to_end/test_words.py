@@ -6,9 +6,6 @@ from pathlib import Path
 import pytest
 
 from girsanov.cli import main
-from girsanov.language.named import LANGUAGE_METHODS
-from girsanov.launch import configure
-from girsanov.recipes import get_recipe
 from girsanov.recipes.words_data import load_words, word_encoder
 
 SMALL = ["pretrain.iterations=30", "width=16", "layers=1", "samples=26", "pairs=40", "batch=16", "groups=4"]
@@ -69,9 +66,3 @@ def test_mistakes(tmp_path, capsys) -> None:
     assert "did you mean vowels" in capsys.readouterr().err
     assert main(["run", "words", "--out", str(tmp_path / "a"), "--method", "dpo", "method.beta=-1"]) == 2
     assert "beta of a preference loss must be positive" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("method", LANGUAGE_METHODS)
-def test_every_method_can_be_configured(method: str) -> None:
-    config = configure(get_recipe("words"), [{"method": method}])
-    assert config.method.kind == method
