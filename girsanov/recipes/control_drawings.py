@@ -42,7 +42,7 @@ def drawings(run: Run, environment: Environment, exact: Solution) -> list[Drawin
     device, n = run.policy.device, environment.state_dim
     learned = occupy(environment, actor, Noise(SEED, 0, torch.arange(STATES), device=device)).cpu()
     right = occupy(environment, best, Noise(SEED, 0, torch.arange(STATES), device=device)).cpu()
-    names = ["state"] if n == 1 else [f"state {i}" for i in range(n)]
+    names = environment.states
     ends = [tuple(float(torch.quantile(right[:, i], q)) for q in (TAIL, 1 - TAIL)) for i in range(n)]
     made = list[Drawing]()
     for i in getattr(run.policy.net, "sees", None) or range(n):
@@ -57,7 +57,14 @@ def drawings(run: Run, environment: Environment, exact: Solution) -> list[Drawin
         lines = occupation_lines(learned[:, i], right[:, i], (low, high))
         if n == 1:
             lines[0] = exact_density(environment, best, (low, high))
-        made.append(Drawing("Occupation", names[i], lines, moments(exact, i, learned[:, i], right[:, i])))
+        made.append(
+            Drawing(
+                f"Occupation: {names[i]}" if n > 1 else "Occupation",
+                names[i],
+                lines,
+                moments(exact, i, learned[:, i], right[:, i]),
+            )
+        )
     return made
 
 
@@ -142,10 +149,10 @@ def draw_states(x: Tensor, environment: Environment) -> bytes:
     if x.shape[1] == 1:
         low, high = (float(torch.quantile(x.cpu(), q)) for q in (TAIL, 1 - TAIL))
         axes.hist(points[:, 0], bins=60, range=(low, high), color="#1f4e79", density=True)
-        axes.set(xlabel="state", ylabel="share of discounted time")
+        axes.set(xlabel=environment.states[0], ylabel="share of discounted time")
     else:
         axes.scatter(points[:, 0], points[:, 1], s=4, color="#1f4e79", alpha=0.4, linewidths=0)
-        axes.set(xlabel="state 0", ylabel="state 1")
+        axes.set(xlabel=environment.states[0], ylabel=environment.states[1])
     axes.spines[["top", "right"]].set_visible(False)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", facecolor="white")

@@ -36,7 +36,8 @@ def test_a_recipe_writes_its_report_and_goes_on_exactly(
     ):
         assert word in page
     drawn = {d["title"]: d for d in json.loads((whole / "drawings.json").read_text())["drawings"]}
-    assert set(drawn) == {"Value", "Policy: mean of the action", "Policy: standard deviation", "Occupation"}
+    occupied = {"lq": {"Occupation"}, "pairs": {"Occupation: spread", "Occupation: log wealth"}}[recipe]
+    assert set(drawn) == {"Value", "Policy: mean of the action", "Policy: standard deviation"} | occupied
     exact, learned = drawn["Policy: mean of the action"]["lines"]
     assert exact["y"] != learned["y"] and all(e > 0 for e in exact["error"])
     assert "the learned policy" in page and "pretrained" not in page

@@ -41,6 +41,11 @@ class Environment(ABC):
         """n."""
 
     @property
+    def states(self) -> tuple[str, ...]:
+        """What the n states are called, in charts."""
+        return ("state",) if self.state_dim == 1 else tuple(f"state {i}" for i in range(self.state_dim))
+
+    @property
     @abstractmethod
     def action_dim(self) -> int:
         """m."""

@@ -50,6 +50,7 @@ class Car(Environment):
     start_std: NonNegative = 0.1
 
     state_dim = 2
+    states = ("position", "velocity")
     action_dim = 1
     noise_dim = 1
 

@@ -46,6 +46,7 @@ class DoubleWell(Environment):
     start_std: NonNegative = 0.2
 
     state_dim = 1
+    states = ("position",)
     action_dim = 1
     noise_dim = 1
 

@@ -59,6 +59,7 @@ class Pairs(Environment):
     start_std: NonNegative = 0.2
 
     state_dim = 2
+    states = ("spread", "log wealth")
     action_dim = 1
     noise_dim = 1
 

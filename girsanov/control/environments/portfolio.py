@@ -52,6 +52,7 @@ class Portfolio(Environment):
     start_std: NonNegative = 0.5
 
     state_dim = 1
+    states = ("log wealth",)
 
     def __post_init__(self) -> None:
         widths = {len(row) for row in self.volatility}
