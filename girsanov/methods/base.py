@@ -20,7 +20,7 @@ from girsanov.policy import Policy
 from girsanov.types import Batch, Prompts
 
 Data = Literal["prompts", "pairs", "labels", "lists"]
-"""What ``collect`` takes: requests to sample, pairs of a preferred and another sample, labelled samples, or rankings."""
+"""What ``collect`` takes: requests to sample, pairs of a preferred and another sample, labelled samples, rankings."""
 
 State = dict[str, Any]
 """What a method moves (window position, running statistics): tensors, numbers, strings, lists; saved in every
