@@ -1,5 +1,7 @@
 """The preference core as a library: what it imports, how it fails, and that every part has a name."""
 
+import importlib
+import inspect
 import re
 import subprocess
 import sys
@@ -11,6 +13,7 @@ import torch
 from girsanov.config import Part
 from girsanov.config.parts import construct, describe, make, members
 from girsanov.errors import GirsanovError
+from girsanov.methods import METHODS
 from girsanov.preferences import LOSSES, Compared, Score, completion, extrapolate, make_loss
 from girsanov.preferences.base import Loss
 from girsanov.preferences.labels import Smoothed
@@ -18,6 +21,7 @@ from girsanov.preferences.links import Exo
 from girsanov.preferences.moves import Copied, Soft
 from girsanov.preferences.scores import Alpha
 from girsanov.preferences.selection import Accepted, Judged, Top, lowest
+from girsanov.reward_models.losses import REWARD_LOSSES
 from girsanov.sequences import SEQUENCE_RL
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -120,16 +124,91 @@ def test_errors_say_what_to_do(call: object, sentence: str) -> None:
     assert str(error.value) == sentence
 
 
-PAGE = (ROOT / "docs" / "preferences.md").read_text(encoding="utf-8")
-ROWS = [line.strip("| ").split(" | ") for line in PAGE.splitlines() if re.match(r"\| .*`tests/", line)]
+PAGE = (ROOT / "docs" / "papers" / "survey.md").read_text(encoding="utf-8")
+SECTIONS = dict(re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", PAGE, re.DOTALL | re.MULTILINE))
+HOMES = [importlib.import_module(f"girsanov.{m}") for m in ("preferences.games", "sequences", "reward_models.gated")]
+HOMES += [
+    importlib.import_module(f"girsanov.{m}") for m in ("evaluation.win_rates", "evaluation.ranking", "data.layouts")
+]
+HOMES += [importlib.import_module(f"girsanov.{m}") for m in ("judging", "reward_models")]
 
 
-def test_the_coverage_table_has_no_empty_cell_and_names_every_loss() -> None:
-    """Method, paper, formula, code name, test: all filled in; test_docs.py checks that the tests exist."""
-    assert len(ROWS) > 55 and all(len(row) == 5 and all(cell.strip() for cell in row) for row in ROWS)
-    named = set(re.findall(r"`([\w+-]+)`", " ".join(row[3] for row in ROWS)))
-    assert set(LOSSES) | set(SEQUENCE_RL) <= named, "docs/preferences.md: give these a row"
-    assert all(re.search(r"arxiv.org/abs/\d{4}\.\d{5}|\bnote\b|here", row[1]) for row in ROWS)
+def cells(section: str) -> list[list[str]]:
+    """The rows of a section's table."""
+    lines = [line for line in SECTIONS[section].splitlines() if line.startswith("| ")]
+    return [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in lines[2:]]
+
+
+ROWS = cells("Losses and policy gradients")
+
+
+def places(code: str) -> dict[str, set[str]]:
+    """Each name of a cell with the files that it may come from: its own, and those of the parts it is made of."""
+
+    def file(what: object) -> str:
+        return Path(inspect.getsourcefile(inspect.unwrap(what))).relative_to(ROOT).as_posix()
+
+    found = {}
+    for name in re.findall(r"`([\w+-]+)`", code):
+        if name in METHODS and ("(method)" in code or name not in LOSSES):
+            found[name] = {file(METHODS[name])}
+        elif name in LOSSES:
+            loss = make_loss(name)
+            parts = [p for v in vars(loss).values() for p in (v if isinstance(v, tuple) else (v,))]
+            shapes = [type(p.shape) for p in parts if isinstance(p, Score)]
+            kinds = [type(loss), *shapes, *(type(p) for p in parts)]
+            own = {file(k) for k in kinds if k.__module__.startswith("girsanov.")}
+            found[name] = own | {file(LOSSES[name]), "girsanov/preferences/moves.py"}
+        elif name in SEQUENCE_RL:
+            found[name] = {file(SEQUENCE_RL[name]), "girsanov/sequences/credit.py"}
+        elif name in REWARD_LOSSES:
+            found[name] = {"girsanov/reward_models/losses.py"}
+        else:
+            (home,) = {h for h in HOMES if hasattr(h, name)}
+            part = getattr(home, name)
+            found[name] = {file(part if callable(part) else home)}
+    return found
+
+
+@pytest.mark.parametrize("row", ROWS + cells("Reward models, judges and data"), ids=lambda row: row[0])
+def test_a_row_of_the_coverage_table_is_full_and_true(row: list[str]) -> None:
+    """Method, survey, paper, formula, code, file, test: filled in; names exist, and stand in the files it says."""
+    assert len(row) == 7 and all(row) and row[1] in ("formula", "named", "no")
+    assert re.search(r"arxiv.org/abs/\d{4}\.\d{5}|\bnote\b|here", row[2])
+    files, known = set(re.findall(r"`(girsanov/[\w/.]+)`", row[5])), places(row[4])
+    assert known and files and files <= set().union(*known.values()), f"{row[4]} is not in {row[5]}"
+    assert all(files & there for there in known.values()), "a name without a file"
+    ((place, test),) = re.findall(r"`(tests/[\w/.]+)::(\w+)`", row[6])
+    assert f"def {test}(" in (ROOT / place).read_text(encoding="utf-8")
+
+
+def test_the_coverage_table_names_every_loss_and_every_preference_method() -> None:
+    named = set(re.findall(r"`([\w+-]+)`", " ".join(row[4] for row in ROWS)))
+    here = {n for n, cls in METHODS.items() if ".preference." in cls.__module__}
+    assert set(LOSSES) | set(SEQUENCE_RL) | here <= named, "docs/papers/survey.md: give these a row"
+    assert len(ROWS) > 65
+
+
+SURVEY = """
+RLHF A2C TRPO P3O PTR-PPO RLHF-V Constitutional MaxMin-RLHF Multilingual RLHF-Workflow ReMax RLOO GRPO OAIF Iterative
+self-rewarding OPTune RRHF RAFT ReST SuperHF Nash-MD Nash-MD-PG SPPO DDPO DPOK ReFL DRaFT AlignProp PRDP DLPO HIVE
+LLaVA-RLHF RichHF-18K DPO IPO f-DPO KTO ODPO Mallows-DPO R-DPO CPO ORPO SimPO RainbowPO RSO GPO rDPO sDPO VPO PRO ALLO
+SLiC-HF Diffusion-DPO POVID BPPO Fakoor RTO ExPO ArmoRM MetaMetrics-RM Bradley-Terry
+""".split()
+"""What the survey's tables name."""
+
+
+@pytest.mark.parametrize("method", SURVEY)
+def test_every_method_of_the_survey_has_a_row_or_a_reason(method: str) -> None:
+    words = cells("Words only in the survey")
+    assert all(len(row) == 3 and all(row) for row in words)
+    listed = [row[0] for row in ROWS + cells("Reward models, judges and data") + words]
+    assert any(re.search(rf"(?<![\w-]){re.escape(method)}(?![\w-])", row) for row in listed)
+
+
+def test_every_check_of_the_survey_has_a_test() -> None:
+    assert len(cells("Checks of the whole family")) > 20
+    assert all(len(row) == 2 and all(row) for row in cells("Checks of the whole family"))
 
 
 def test_an_unknown_loss_gets_the_names_there_are() -> None:
