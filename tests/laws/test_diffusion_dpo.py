@@ -16,6 +16,8 @@ from girsanov.methods.preference.base import ItemBatch
 from girsanov.methods.preference.weights import ConstantWeight, TiltWeight
 from girsanov.pairs import PairPrompts, Pairs, simulate_pairs
 from girsanov.problems import Gaussian, LinearReward, end_law, tilt
+from girsanov.problems.limits import GaussianProblem
+from girsanov.problems.limits.preference import dpo_shift, shifted_model
 from girsanov.processes import VP, Cosine, Process, RectifiedFlow
 from girsanov.samplers import Euler, Heun
 from girsanov.types import Cond
@@ -190,6 +192,32 @@ def test_what_independent_noise_loses(t: float) -> None:
     share = float(c.sigma**2 / (c.sigma**2 + c.alpha**2 * s2))
     error = 2 / float(seen.square().sum()) ** 0.5
     assert abs(slope - a * share) < 4.5 * error + 0.01 * a  # 1 % for the terms of third order in A
+
+
+@pytest.mark.parametrize(("process", "prediction"), PROCESSES[:3])
+def test_independent_noise_reaches_two_thirds_of_the_tilt(process: Process, prediction: str) -> None:
+    """Whatever the process and the spread of the data: each time's shift times ``sigma^2 / (sigma^2 + alpha^2 s^2)``,
+    sampled by 100 steps of Heun's solver, moves the law by 2/3; with shared noise by all of it. The spread stays."""
+    grid = Grid.uniform(100)
+    for s2 in (0.25, 1.69):
+        law = Gaussian(0.8, s2)
+        problem = GaussianProblem(law, LinearReward(A), process, prediction, Heun(), grid)
+        shift = dpo_shift(problem, TiltWeight(beta=1.3, std=s2**0.5, cap=1e12))
+
+        def share(t: Tensor, s2: float = s2) -> Tensor:
+            c = process(t)
+            return c.sigma**2 / (c.sigma**2 + c.alpha**2 * s2)
+
+        for lost, wanted in ((False, 1.0), (True, 2 / 3)):
+
+            def moved(t: Tensor, shift: object = shift, lost: bool = lost, share: object = share) -> Tensor:
+                inside = t.clamp(1e-4, 1 - 1e-4)
+                return shift(inside) * (share(inside) if lost else 1.0)
+
+            ends = [end_law(m, Heun(), grid) for m in (problem.model, shifted_model(problem.model, moved))]
+            reached = float(ends[1].mean - ends[0].mean) / (A * s2 / 1.3)
+            assert reached == pytest.approx(wanted, abs=0.01)
+            torch.testing.assert_close(ends[1].cov, ends[0].cov)
 
 
 # ---- gradients
