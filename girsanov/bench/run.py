@@ -37,6 +37,7 @@ from girsanov.models import Model
 from girsanov.nets.skip import CosineSkip, FullSkip, Skip
 from girsanov.nets.value import DenoisedReward
 from girsanov.policy import Policy
+from girsanov.preferences import Score, make_loss
 from girsanov.surrogates import ScoreFunction
 
 UNIT = 2 * BETA
@@ -65,6 +66,12 @@ def value(p: BenchProblem, skip: Skip) -> DenoisedReward:
 
 def _regression() -> dict[str, Any]:
     return {"advantage": LeaveOneOut(), "times": GridTimes(), "draws": 5}
+
+
+def _round(p: BenchProblem) -> dict[str, Any]:
+    """The weight that tilts round data; at t = 1 the images of a pair or a list are the same noise."""
+    weight = TiltWeight(beta=BETA, std=float(p.law.cov.trace() / p.law.d) ** 0.5)
+    return {"weight": weight, "times": GridTimes(), "grid": Grid.uniform(STEPS, start=0.999), "draws": 5}
 
 
 MOVING = SlidingWindow(every=1, leave=2)
@@ -104,14 +111,15 @@ SETTINGS: dict[str, Callable[[BenchProblem], dict[str, Any]]] = {
     "crd": lambda p: _regression() | {"kappa": 2 * BETA, "error": VelocityError(), "decay": ConstantDecay(0.0)},
     "prdp": lambda p: {"beta": BETA, "sampler": COMMON},
     "rwr": lambda p: {"beta": BETA, "times": GridTimes(), "draws": 5},
-    "diffusion-dpo": lambda p: {
-        "weight": TiltWeight(beta=BETA, std=float(p.law.cov.trace() / p.law.d) ** 0.5),
-        "times": GridTimes(),
-        "grid": Grid.uniform(STEPS, start=0.999),  # at t = 1 the two images of a pair are the same noise
-        "draws": 5,
-    },
+    "diffusion-dpo": _round,
+    "rank-dpo": lambda p: _round(p) | {"loss": make_loss("plackett-luce", score=Score(1.0))},
+    "diffusion-sdpo": _round,
+    "dspo": _round,
+    "diffusion-kto": _round,
+    "online-dpo": _round,
 }
-"""Options that give a method a limit; the others run as published, on the bench's grid."""
+"""Options that give a method a limit, or B(t) the scale of this data (published ones are of images, and change nothing
+here); the others run as published, on the bench's grid."""
 
 
 def make_method(name: str, problem: BenchProblem) -> Method:

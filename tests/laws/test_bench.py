@@ -36,6 +36,8 @@ def test_every_method_runs_in_the_bench(name: str) -> None:
         ("ode-am", "gaussian", Budget(150, 256), 0.01),
         ("nft", "gaussian-linear", Budget(120, 2048), 0.02),
         ("diffusion-dpo", "gaussian-linear", Budget(200, 2048), 0.03),
+        ("rank-dpo", "gaussian-linear", Budget(100, 512), 0.03),
+        ("prdp", "gaussian-linear", Budget(60, 128), 0.01),
         ("clipped-pg", "gaussian-linear", Budget(120, 2048), 0.05),
         ("ctrl", "gaussian-linear", Budget(40, 256), 0.03),
     ],

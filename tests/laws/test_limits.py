@@ -21,8 +21,10 @@ from girsanov.methods.forward.nft import DiffusionNFT
 from girsanov.methods.policy_gradient.clipped import ClippedPG
 from girsanov.methods.policy_gradient.penalty import PathKL, PerStepKL
 from girsanov.methods.preference.diffusion_dpo import DiffusionDPO
+from girsanov.methods.preference.rank_dpo import RankDPO
 from girsanov.methods.preference.weights import ConstantWeight, TiltWeight
 from girsanov.predictions import row
+from girsanov.preferences import Score, make_loss
 from girsanov.problems import Gaussian, LinearReward, QuadraticReward, tilt
 from girsanov.problems.limits import LIMITS, GaussianProblem, aim, limit
 from girsanov.problems.limits.preference import dpo_shift
@@ -50,6 +52,9 @@ def methods(problem: GaussianProblem) -> dict[str, Method]:
         "clipped-pg": ClippedPG(reward=r, grid=GRID, advantage=LeaveOneOut(), kl=PathKL(BETA)),
         "nft": DiffusionNFT(reward=r, grid=GRID, advantage=LeaveOneOut(), kappa=BETA, error=VelocityError()),
         "diffusion-dpo": DiffusionDPO(weight=TiltWeight(beta=BETA, std=1.3, cap=1e12)),
+        "rank-dpo": RankDPO(
+            weight=TiltWeight(beta=BETA, std=1.3, cap=1e12), loss=make_loss("plackett-luce", score=Score(1.0))
+        ),
     }
 
 
@@ -60,15 +65,15 @@ def test_the_limit_tends_to_the_aim(name: str, problem: GaussianProblem) -> None
     method = methods(problem)[name]
     law, errors = aim(method, problem), []
     if law is None:
-        assert not problem.linear and name in ("nft", "diffusion-dpo")
+        assert not problem.linear and name in ("nft", "diffusion-dpo", "rank-dpo")
         return
     for n in (80, 160):
         end = limit(method, problem, Grid.uniform(n)).law
         errors.append(float((end.mean - law.mean).norm() + (end.cov - law.cov).norm()))
     order = math.log2(errors[0] / errors[1])
-    expected = 2 if name in ("ode-am-heun", "nft", "diffusion-dpo") else 1
+    expected = 2 if name in ("ode-am-heun", "nft", "diffusion-dpo", "rank-dpo") else 1
     # What Diffusion-DPO does at the very end of time is a convention, whose trace shows below 1e-3.
-    assert abs(order - expected) < (0.5 if name == "diffusion-dpo" else 0.25) and errors[1] < 0.04 * float(
+    assert abs(order - expected) < (0.5 if name.endswith("-dpo") else 0.25) and errors[1] < 0.04 * float(
         law.cov.norm() + law.mean.norm()
     )
 

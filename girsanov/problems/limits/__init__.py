@@ -12,6 +12,7 @@ policy gradient        path-KL or per-step recursion, by its penalty            
 forward process        affine velocity that answers its own samples                tilted law (linear reward)
 score as action        path-KL or per-step recursion, proximal map (energy)        tilted law, proximal map
 Diffusion-DPO          one shift of the prediction a time, sampled on the grid     tilted law (tilt weight, round data)
+RankDPO                the same, for the likelihood of rankings                    the same
 PRDP                   path-KL recursion, for a linear reward                      tilted law
 reward-weighted        the reference's samples, tilted                             tilted law
 direct gradients       none: the reward grows without bound                        none
@@ -34,6 +35,7 @@ from girsanov.methods.forward.base import ForwardMethod
 from girsanov.methods.policy_gradient.clipped import ClippedPG
 from girsanov.methods.preference.diffusion_dpo import DiffusionDPO
 from girsanov.methods.preference.prdp import PRDP
+from girsanov.methods.preference.rank_dpo import RankDPO
 from girsanov.methods.preference.rwr import RewardWeighted
 from girsanov.problems.laws import Gaussian
 from girsanov.problems.limits.adjoint import adjoint_beta, adjoint_limit, proximal_aim, proximal_limit
@@ -77,6 +79,7 @@ LIMITS: dict[type, tuple[Find, Aim]] = {
     CTRL: (continuous_limit, continuous_aim),
     ForwardMethod: (forward_limit, tilted(forward_beta)),
     DiffusionDPO: (dpo_limit, tilted(dpo_beta)),
+    RankDPO: (dpo_limit, tilted(dpo_beta)),
     PRDP: (prdp_limit, tilted(prdp_beta)),
     RewardWeighted: (weighted_limit, tilted(weighted_beta)),
 }

@@ -1,7 +1,8 @@
 r"""Where preference methods end.
 
 Diffusion-DPO with a linear reward moves the prediction by a shift at each time (``dpo_shift``); its tilt weight makes
-that the tilted law's own prediction on round data.
+that the tilted law's own prediction on round data. Rankings of Plackett and Luce's law have the same optimum under its
+likelihood (``RankDPO`` with that loss): the score of every item is its logit, up to what all of them share.
 
 PRDP's loss is 0 at the path-KL optimum of its chain, for a linear reward. Reward-weighted regression has the velocity
 of the law that the solver samples from the reference, tilted.
@@ -16,12 +17,15 @@ from torch import Tensor
 from girsanov.errors import GirsanovError
 from girsanov.methods.preference.diffusion_dpo import DiffusionDPO
 from girsanov.methods.preference.prdp import PRDP
+from girsanov.methods.preference.rank_dpo import RankDPO
 from girsanov.methods.preference.rwr import RewardWeighted
 from girsanov.methods.preference.weights import PairWeight, TiltWeight
 from girsanov.models import Model
 from girsanov.predictions import row
 from girsanov.preferences.labels import Clean
 from girsanov.preferences.links import Logistic
+from girsanov.preferences.lists import PlackettLuce
+from girsanov.preferences.scores import Score
 from girsanov.problems.laws import Gaussian
 from girsanov.problems.limits.problem import GaussianProblem
 from girsanov.problems.moments import end_law
@@ -62,12 +66,14 @@ def dpo_shift(problem: GaussianProblem, weight: PairWeight) -> Callable[[Tensor]
     return shift
 
 
-def _likelihood(method: DiffusionDPO) -> bool:
-    """Whether the loss is Bradley and Terry's likelihood: other links and labels have other optima."""
+def _likelihood(method: DiffusionDPO | RankDPO) -> bool:
+    """Whether the loss is Bradley and Terry's or Plackett and Luce's likelihood: all others have other optima."""
+    if isinstance(method, RankDPO):
+        return method.loss == PlackettLuce(score=Score(1.0))
     return method.link == Logistic() and method.labels == Clean()
 
 
-def dpo_limit(method: DiffusionDPO, problem: GaussianProblem) -> Limit | None:
+def dpo_limit(method: DiffusionDPO | RankDPO, problem: GaussianProblem) -> Limit | None:
     """One shift of the prediction at each time, sampled on the problem's grid."""
     if not problem.linear or not _likelihood(method):
         return None
@@ -78,7 +84,7 @@ def dpo_limit(method: DiffusionDPO, problem: GaussianProblem) -> Limit | None:
     return Limit(end_law(model, problem.sampler, problem.grid))
 
 
-def dpo_beta(method: DiffusionDPO, problem: GaussianProblem) -> float | None:
+def dpo_beta(method: DiffusionDPO | RankDPO, problem: GaussianProblem) -> float | None:
     """``beta T`` of the tilt weight on round data of its std."""
     if not isinstance(method.weight, TiltWeight) or not _likelihood(method):
         return None
