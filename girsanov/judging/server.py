@@ -94,32 +94,18 @@ class ServerJudge(PairJudge):
                 raise
 
     def _judged(self, comparison: Comparison) -> Verdict:
-        said = ""
+        words = ""
         for attempt in range(self.attempts):
             choice = self.ask(comparison, attempt)
-            said = str((choice.get("message") or {}).get("content") or "")
-            value = soft_value(choice) if self.soft else self.reader(said)
+            words = said(choice)
+            value = soft_value(choice) if self.soft else self.reader(words)
             if value is not None:
-                return Verdict(value, reason=said)
-        return Verdict(None, reason=said or "the judge said nothing")
+                return Verdict(value, reason=words)
+        return Verdict(None, reason=words or "the judge said nothing")
 
     def ask(self, comparison: Comparison, attempt: int = 0) -> dict[str, Any]:
         """The server's choice for one request, from the cache if it is there."""
-        body = json.dumps(self.request(comparison, attempt), sort_keys=True).encode()
-        kept, cache = f"{self.url} ".encode() + body, AnswerCache(self.cache)
-        choice = cache.get(kept)
-        if choice is None:
-            answer = self.endpoint.post("/chat/completions", body)
-            try:
-                choice = json.loads(answer)["choices"][0]
-                choice["message"]["content"]  # noqa: B018
-            except (ValueError, KeyError, TypeError, IndexError) as error:
-                raise GirsanovError(
-                    f"the judge {self.url} answered with something that is no chat completion: give the address of an "
-                    "OpenAI-compatible API, as in http://127.0.0.1:8000/v1"
-                ) from error
-            cache.put(kept, choice)
-        return choice
+        return completion(self.endpoint, self.request(comparison, attempt), AnswerCache(self.cache))
 
     def request(self, comparison: Comparison, attempt: int = 0) -> dict[str, Any]:
         """The body of a request."""
@@ -140,27 +126,64 @@ class ServerJudge(PairJudge):
         return parts
 
 
+def completion(endpoint: Endpoint, body: dict[str, Any], cache: AnswerCache) -> dict[str, Any]:
+    """The server's first choice for a request, from the cache if it is there.
+
+    Raises GirsanovError if the server cannot be asked, or speaks no chat completions.
+    """
+    asked = json.dumps(body, sort_keys=True).encode()
+    kept = f"{endpoint.url} ".encode() + asked
+    choice = cache.get(kept)
+    if choice is None:
+        answer = endpoint.post("/chat/completions", asked)
+        try:
+            choice = json.loads(answer)["choices"][0]
+            choice["message"]["content"]  # noqa: B018
+        except (ValueError, KeyError, TypeError, IndexError) as error:
+            raise GirsanovError(
+                f"the {endpoint.what} {endpoint.url} answered with something that is no chat completion: give the "
+                "address of an OpenAI-compatible API, as in http://127.0.0.1:8000/v1"
+            ) from error
+        cache.put(kept, choice)
+    return choice
+
+
+def said(choice: dict[str, Any]) -> str:
+    """The words of a choice."""
+    return str((choice.get("message") or {}).get("content") or "")
+
+
 def text_part(text: str) -> dict[str, Any]:
     """A part of a message that is text."""
     return {"type": "text", "text": text}
+
+
+def image_part(file: bytes) -> dict[str, Any]:
+    """A part of a message that is a picture, the bytes of a PNG or JPEG file, as a data URL."""
+    kind = "jpeg" if file.startswith(b"\xff\xd8") else "png"
+    data = base64.b64encode(file).decode()
+    return {"type": "image_url", "image_url": {"url": f"data:image/{kind};base64,{data}"}}
 
 
 def shown(letter: str, answer: Answer) -> list[dict[str, Any]]:
     """An answer as parts of a message, fenced so that its text is not taken for instructions."""
     parts = [text_part(f"[Answer {letter}]\n{answer.text}".rstrip())]
     if answer.image is not None:
-        kind = "jpeg" if answer.image.startswith(b"\xff\xd8") else "png"
-        data = base64.b64encode(answer.image).decode()
-        parts.append({"type": "image_url", "image_url": {"url": f"data:image/{kind};base64,{data}"}})
+        parts.append(image_part(answer.image))
     return [*parts, text_part(f"[End of answer {letter}]")]
+
+
+def first_chances(choice: dict[str, Any]) -> list[tuple[str, float]]:
+    """The likeliest first tokens of a reply, stripped, and their probabilities; none where the server tells none."""
+    try:
+        tokens = choice["logprobs"]["content"][0]["top_logprobs"]
+        return [(str(t["token"]).strip(), math.exp(float(t["logprob"]))) for t in tokens]
+    except (KeyError, TypeError, IndexError, ValueError):
+        return []
 
 
 def soft_value(choice: dict[str, Any]) -> float | None:
     """``P(A) / (P(A) + P(B))`` from the first token's log-probs, or None if they hold neither letter."""
-    try:
-        tokens = choice["logprobs"]["content"][0]["top_logprobs"]
-        chances = [(str(t["token"]).strip().upper(), math.exp(float(t["logprob"]))) for t in tokens]
-    except (KeyError, TypeError, IndexError, ValueError):
-        return None
+    chances = [(token.upper(), p) for token, p in first_chances(choice)]
     a, b = (sum(p for token, p in chances if token == letter) for letter in "AB")
     return a / (a + b) if a + b > 0 else None

@@ -7,20 +7,27 @@ from pathlib import Path
 from girsanov.errors import GirsanovError
 from girsanov.rewards.aesthetic import Aesthetic as Aesthetic
 from girsanov.rewards.base import Reward as Reward
+from girsanov.rewards.clip import CLIPScore as CLIPScore
+from girsanov.rewards.clip import PickScore as PickScore
 from girsanov.rewards.combine import WeightedSum as WeightedSum
 from girsanov.rewards.function import FunctionReward as FunctionReward
 from girsanov.rewards.function import as_reward as as_reward
 from girsanov.rewards.function import load_object as load_object
+from girsanov.rewards.hps import HPSv2 as HPSv2
 from girsanov.rewards.jpeg import Compressible as Compressible
 from girsanov.rewards.jpeg import Incompressible as Incompressible
+from girsanov.rewards.laion import LAIONAesthetic as LAIONAesthetic
 from girsanov.rewards.layout import Slanted as Slanted
 from girsanov.rewards.layout import Symmetric as Symmetric
+from girsanov.rewards.objects import ObjectRules as ObjectRules
+from girsanov.rewards.ocr import OCRAccuracy as OCRAccuracy
 from girsanov.rewards.pool import PooledReward as PooledReward
 from girsanov.rewards.remote import RemoteReward as RemoteReward
 from girsanov.rewards.strokes import Bold as Bold
 from girsanov.rewards.strokes import Ink as Ink
 from girsanov.rewards.strokes import Thin as Thin
 from girsanov.rewards.trained import Trained as Trained
+from girsanov.rewards.vlm import VLMReward as VLMReward
 
 REWARDS: dict[str, type[Reward]] = {
     "bold": Bold,
@@ -31,6 +38,13 @@ REWARDS: dict[str, type[Reward]] = {
     "compressible": Compressible,
     "incompressible": Incompressible,
     "aesthetic": Aesthetic,
+    "clip-score": CLIPScore,
+    "pick-score": PickScore,
+    "hpsv2": HPSv2,
+    "laion-aesthetic": LAIONAesthetic,
+    "vlm-judge": VLMReward,
+    "ocr": OCRAccuracy,
+    "objects": ObjectRules,
     "trained": Trained,
     "sum": WeightedSum,
     "pooled": PooledReward,

@@ -71,6 +71,16 @@ def load_head(path: str | Path, activation: Callable[[Tensor], Tensor] | None = 
             f"{path} is not a safetensors file, and nothing else is opened because pickles can run code: convert it "
             "with safetensors.torch.save_file"
         ) from error
+    return head_of(tensors, path, activation)
+
+
+def head_of(
+    tensors: Mapping[str, Tensor], path: str | Path, activation: Callable[[Tensor], Tensor] | None = None
+) -> Head:
+    """The head with these layers, in the order of their numbers; ``path`` is for messages.
+
+    Raises GirsanovError if they are no chain of linear layers that ends in one score.
+    """
     weights, biases = _layers(tensors, path)
     head = Head(tuple(w.shape[1] for w in weights), activation)
     with torch.no_grad():

@@ -36,10 +36,11 @@ def floats(x: Tensor) -> dict[str, Any]:
 
 def png(x: Tensor) -> dict[str, Any]:
     """Images [B, 1 or 3, H, W] in [-1, 1] as PNG files: smaller, rounded to 8 bits a channel."""
-    return {"png": [base64.b64encode(_png_file(image)).decode() for image in to_bytes(x).numpy()]}
+    return {"png": [base64.b64encode(png_file(image)).decode() for image in to_bytes(x).numpy()]}
 
 
-def _png_file(image: np.ndarray) -> bytes:
+def png_file(image: np.ndarray) -> bytes:
+    """The PNG file of an image, uint8 [H, W, 1 or 3]."""
     file = io.BytesIO()
     Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image).save(file, "PNG")
     return file.getvalue()

@@ -3,8 +3,6 @@
 import base64
 import json
 import math
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
@@ -15,6 +13,7 @@ from girsanov.judging import READERS, Answer, BothOrders, Comparison, ScoreJudge
 from girsanov.judging.base import PairJudge
 from girsanov.judging.parsing import Brackets, Json, Scores
 from girsanov.judging.tournament import Answers, against, elo_ratings, play, ranking, read_answers, read_games
+from tests.completions import completions, said
 
 PNG = b"\x89PNG\r\n\x1a\n picture"
 
@@ -102,33 +101,6 @@ def test_scores_are_a_judge_without_an_order() -> None:
 # ---- a server
 
 
-class Model(BaseHTTPRequestHandler):
-    """Says that the answer with more letters e is better; ``mode`` is what it does wrong."""
-
-    protocol_version = "HTTP/1.1"
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        server = self.server
-        with server.lock:
-            server.requests.append((self.path, dict(self.headers), body))
-            count = len(server.requests)
-        status, reply, head = server.answer(body, count)
-        data = json.dumps(reply).encode()
-        self.send_response(status)
-        for name, value in {**head, "Content-Length": str(len(data))}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, *args: object) -> None:
-        pass
-
-
-def said(text: str, **more: object) -> tuple[int, dict, dict]:
-    return 200, {"choices": [{"message": {"role": "assistant", "content": text}, **more}]}, {}
-
-
 def by_e(body: dict, count: int) -> tuple[int, dict, dict]:
     content = body["messages"][1]["content"]
     a, b = (content.partition(f"[Answer {x}]")[2].partition("[End")[0].count("e") for x in "AB")
@@ -137,22 +109,8 @@ def by_e(body: dict, count: int) -> tuple[int, dict, dict]:
 
 @pytest.fixture
 def served():
-    servers = []
-
-    def start(answer):
-        server = ThreadingHTTPServer(("127.0.0.1", 0), Model)
-        server.answer, server.requests, server.lock, server.daemon_threads = answer, [], threading.Lock(), True
-        thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
-        thread.start()
-        servers.append((server, thread))
-        server.url = f"http://127.0.0.1:{server.server_address[1]}/v1"
-        return server
-
-    yield start
-    for server, thread in servers:
-        server.shutdown()
-        server.server_close()
-        thread.join(10)
+    with completions() as start:
+        yield start
 
 
 PAIRS = [pair("bee", "ant"), pair("ant", "bee"), pair("ox", "ant")]

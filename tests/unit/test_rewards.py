@@ -189,7 +189,8 @@ def test_rewards_are_found_by_name_or_in_a_file(tmp_path: Path) -> None:
         (
             "bould",
             "unknown reward 'bould': did you mean 'bold'? choose bold, thin, ink, symmetric, slanted, "
-            "compressible, incompressible, aesthetic, trained, sum, pooled, remote, or your own as my_file.py:fn",
+            "compressible, incompressible, aesthetic, clip-score, pick-score, hpsv2, laion-aesthetic, vlm-judge, ocr, "
+            "objects, trained, sum, pooled, remote, or your own as my_file.py:fn",
         ),
         ("{}/mine.py", "'{}/mine.py' does not name an object in a file: write it as my_file.py:name"),
         ("{}/none.py:fn", "there is no file {}/none.py: give its path from the current folder, as my_file.py:name"),
