@@ -28,6 +28,8 @@ from girsanov.recipes.base import Assembled, Recipe, RunConfig
 from girsanov.recipes.digits_data import CLASSES, SHAPE, Digits, balanced_labels, digit_prompts, load_digits
 from girsanov.recipes.digits_evaluation import METRICS, Evaluator
 from girsanov.recipes.digits_pictures import draw, read, write
+from girsanov.recipes.digits_preferences import METRICS as LEARNED
+from girsanov.recipes.digits_preferences import PreferenceEvaluator
 from girsanov.rewards.base import Reward
 from girsanov.samplers.base import Sampler
 from girsanov.settings import Count, Natural, NonNegative, settings
@@ -155,17 +157,19 @@ class DigitsRecipe(Recipe):
         policy = config.policy(model, {"rollout": config.guidance})
         evaluator = evaluator_of(config, digits, device, model.process)
         method = make(Method, config.method, evaluator.reward, model.process)
-        prompts = prompts_for(method, config, evaluator, policy.view("reference", "rollout"))
+        base = policy.view("reference", "rollout")
+        prompts = prompts_for(method, config, evaluator, base)
+        known = None if method.data == "prompts" else PreferenceEvaluator.of(evaluator, base)
         judged = f"{evaluator.judge.real_accuracy:.1%} of {len(digits.generator)} real digits that it has not seen"
         return Assembled(
             Run(policy, method, config.train, prompts, accelerator),
-            evaluator,
+            evaluator if known is None else known,
             evaluator.sample,
             draw,
-            METRICS,
+            METRICS if known is None else METRICS + LEARNED,
             f"Handwritten digits of 8 x 8 pixels, tuned to the reward {evaluator.reward.name!r}. The judge of "
             "legibility was trained on other pictures than the model, and knows nothing of the reward.",
-            {"The judge reads": judged},
+            {"The judge reads": judged, **({} if known is None else known.facts(config.annotator))},
             write,
         )
 
