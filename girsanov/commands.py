@@ -194,7 +194,10 @@ def list_command(chosen: argparse.Namespace, command: str) -> int:
             print(f"  {name:<14} {get_recipe(name).summary}")
     families: dict[str, Iterable[str]] = {"methods": METHODS, "samplers": SAMPLERS, "rewards": REWARDS}
     families |= {"agents (of the recipes lq and pairs)": AGENTS, "environments": ENVIRONMENTS}
-    families |= {"methods of language models (of the recipe words)": LANGUAGE_METHODS, "rewards of texts": TEXT_REWARDS}
+    families |= {
+        "methods of language models (of the recipes words and language)": LANGUAGE_METHODS,
+        "rewards of texts": TEXT_REWARDS,
+    }
     for title, names in families.items():
         print(f"{title}\n  {', '.join(names)}")
     runs = sorted(p.parent for p in Path(chosen.folder).glob("**/run.json"))

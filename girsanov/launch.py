@@ -213,7 +213,11 @@ def describe_run(launch: Launch, parts: Assembled) -> None:
 def draw_samples(folder: RunFolder, parts: Assembled) -> None:
     """Before and after, from the same noise."""
     for name, model in (("before", parts.run.reference()), ("after", parts.run.model())):
-        (folder.samples / f"{name}.png").write_bytes(parts.draw(parts.sample(model, parts.pictured, SAMPLE_SEED)))
+        samples = parts.sample(model, parts.pictured, SAMPLE_SEED)
+        (folder.samples / f"{name}.png").write_bytes(parts.draw(samples))
+        if samples.texts:
+            text = json.dumps({"texts": samples.texts}, indent=2, ensure_ascii=False)
+            write_text(folder.samples / f"{name}.json", text + "\n")
 
 
 @contextmanager

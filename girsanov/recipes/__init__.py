@@ -14,6 +14,7 @@ RECIPES: dict[str, str] = {
     "digits": "girsanov.recipes.digits:DigitsRecipe",
     "mixture": "girsanov.recipes.mixture:MixtureRecipe",
     "words": "girsanov.recipes.words:WordsRecipe",
+    "language": "girsanov.recipes.language:LanguageRecipe",
     "text-to-image": "girsanov.recipes.text_to_image:TextToImage",
     "class-to-image": "girsanov.recipes.class_to_image:ClassToImage",
     "lq": "girsanov.recipes.control:LQRecipe",

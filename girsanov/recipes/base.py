@@ -90,10 +90,17 @@ class Metric:
 
 @dataclass(frozen=True)
 class Samples:
-    """Decoded samples [n, *D], and what each was asked to be (or nothing)."""
+    """Decoded samples [n, *D], and what each was asked to be (or nothing).
+
+    Attributes:
+        x: the samples.
+        labels: what each was asked to be.
+        texts: prompt and completion of each, where samples are read; reports then show these and no picture.
+    """
 
     x: Tensor
     labels: tuple[str, ...] = ()
+    texts: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)

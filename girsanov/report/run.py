@@ -50,7 +50,8 @@ def write_report(folder: RunFolder) -> Path:
         "run.html",
         run=run,
         verdict=verdict(run),
-        pictures=pictures(folder),
+        pictures=[] if texts(folder) else pictures(folder),
+        texts=texts(folder),
         charts=charts(run),
         more=[metric_chart(run, m) for m in run.metrics if m.key not in HEADLINES],
         drawings=drawings(folder),
@@ -71,6 +72,15 @@ def pictures(folder: RunFolder) -> list[dict[str, str]]:
         {"name": name, "caption": captions[name], "data": base64.b64encode(path.read_bytes()).decode()}
         for name, path in found
         if path.is_file()
+    ]
+
+
+def texts(folder: RunFolder) -> list[dict[str, str]]:
+    """Prompts with their completions before and after, where samples are read."""
+    before, after = (read_json(folder.samples / f"{name}.json").get("texts", []) for name in ("before", "after"))
+    return [
+        {"prompt": prompt, "before": first, "after": second}
+        for (prompt, first), (_, second) in zip(before, after, strict=False)
     ]
 
 

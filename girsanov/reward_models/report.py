@@ -7,6 +7,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from girsanov.data.rankings import told
 from girsanov.disk import write_text
 from girsanov.evaluation.calibration import Calibration
 from girsanov.folder import clean
@@ -14,7 +15,7 @@ from girsanov.report.run import render
 from girsanov.report.svg import Line, chart, legend
 from girsanov.reward_models.losses import reward_loss
 from girsanov.reward_models.model import RewardModel
-from girsanov.reward_models.sources import Source, digits_source, file_source, told
+from girsanov.reward_models.sources import Source, digits_source, file_source
 from girsanov.reward_models.training import Measured, measure, train_reward_model
 from girsanov.train import Run, TrainConfig
 

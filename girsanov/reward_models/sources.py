@@ -4,8 +4,7 @@ A row whose items are strictly ranked (by rank, else by score) is one ranking; o
 pairs. Rows that cannot be used are left out and told. Prompts are never split between training and test.
 """
 
-import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from girsanov.data.checks import check_row
 from girsanov.data.open import open_preferences
+from girsanov.data.rankings import HELD_OUT, in_share, rankings
 from girsanov.data.records import Item, Preference
 from girsanov.errors import GirsanovError
 from girsanov.noise import generator
@@ -23,7 +23,6 @@ from girsanov.reward_models.scorers import PixelsConfig, ScorerConfig, TextConfi
 from girsanov.rewards.base import Reward
 from girsanov.types import Cond
 
-HELD_OUT = ("test", "validation", "valid", "dev", "eval")
 DRAW = 7303
 
 
@@ -61,25 +60,6 @@ class Rows:
             self.prompts.append(p.text)
             self.items.append(group)
             self.held_out.append(test)
-
-
-def in_share(text: str, share: float) -> bool:
-    """Whether a prompt belongs to a share of all prompts: by its digest, so the same prompt always does."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") < share * 2.0**64
-
-
-def rankings(p: Preference) -> list[list[Item]]:
-    """The row's items as one strict ranking, or as pairs."""
-    if p.ranked:
-        key = [-float(i.rank or 0) for i in p.items]
-    elif all(i.score is not None for i in p.items):
-        key = [float(i.score or 0.0) for i in p.items]
-    else:
-        return []
-    if len(p.items) > 1 and len(set(key)) == len(key):
-        order = sorted(range(len(key)), key=lambda j: -key[j])
-        return [[p.items[j] for j in order]]
-    return [[a, b] for a, b in p.pairs()]
 
 
 def read_rows(path: str | Path, share: float, limit: int | None = None) -> tuple[Rows, Path]:
@@ -222,10 +202,3 @@ def digits_source(
         sides.append(data)
     about = f"{n} rankings of {items} real digits by an annotator who likes {reward.name}"
     return Source(sides[0], sides[1], PixelsConfig(shape=SHAPE, classes=CLASSES, members=members), about)
-
-
-def told(left_out: Iterable[str], shown: int = 5) -> list[str]:
-    """Lines about rows that were left out."""
-    sentences = list(left_out)
-    more = [f"... and {len(sentences) - shown} more"] if len(sentences) > shown else []
-    return [f"left out: {s}" for s in sentences[:shown]] + more

@@ -60,7 +60,10 @@ class PairLevel(Level):
         """[B / 2, 1]. Raises GirsanovError if the rows are no pairs."""
         group = tokens.group
         if len(group) % 2 or not bool((group[0::2] == group[1::2]).all()):
-            raise GirsanovError("pairs are two completions of one prompt side by side: sample an even number of each")
+            raise GirsanovError(
+                "pairs are two completions of one prompt side by side: use an even group_size and train.micro_batch, "
+                "and train.minibatches=1"
+            )
         ratio, a = tokens.summed(tokens.logp - tokens.old), _first(tokens, advantage)
         both = mask[0::2] & mask[1::2]
         return (ratio[0::2] - ratio[1::2]).unsqueeze(1), ((a[0::2] - a[1::2]) / 4).unsqueeze(1), both.unsqueeze(1)

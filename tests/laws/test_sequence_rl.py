@@ -339,7 +339,8 @@ def test_the_parts_are_those_of_the_image_methods() -> None:
             lambda: SEQUENCE_RL["p3o-joint"]().loss(
                 tokens(THETA, torch.tensor([0, 1, 2])), Signals(torch.zeros(3, 2), torch.ones(3) > 0)
             ),
-            "pairs are two completions of one prompt side by side: sample an even number of each",
+            "pairs are two completions of one prompt side by side: use an even group_size and train.micro_batch, and "
+            "train.minibatches=1",
         ),
         (lambda: GAE(1.2), "gamma and lambda lie in [0, 1], not 1.2 and 0.95"),
     ],

@@ -1,0 +1,185 @@
+"""How a tuned language model is measured: on held-out comparisons, and on its own completions of held-out prompts.
+
+The implicit reward of a completion is its log-ratio to the reference, ``log pi(y|x) - log pi_ref(y|x)``, in nats (a
+method's beta multiplies it and changes no order). *Accuracy* is how often the better completion has more of it, ties
+counted half, so a model that has not been tuned scores one half; *margin* is the mean difference. *Likelier* compares
+the plain log-probs. All are means within a prompt first, and intervals are over prompts. The KL from the reference is
+the mean log-ratio of the model's own completions.
+"""
+
+import io
+import textwrap
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from girsanov.evaluation.intervals import quantile, share_interval
+from girsanov.jsonl import write_rows
+from girsanov.language.data import TextComparisons, text_of
+from girsanov.language.generation import Sampling, generate
+from girsanov.language.model import LanguageModel
+from girsanov.language.rewards import TextReward
+from girsanov.language.tokens import Completions, Prompt, join
+from girsanov.models import ModelLike
+from girsanov.noise import Noise
+from girsanov.recipes.base import Metric, Samples
+from girsanov.train import Run
+
+ACCURACY = "held-out pairs ordered by the implicit reward as given"
+WIDTH = 110
+
+
+@dataclass
+class LanguageEvaluator:
+    """Numbers of a model on fixed comparisons, prompts and noise.
+
+    Attributes:
+        pairs: held-out comparisons, or None.
+        prompts: what is completed, in turn.
+        reward: what scores completions, or None.
+        sampling: how they are drawn.
+        samples, batch: how many are drawn, and how many rows are in one pass.
+        seed: key of the noise.
+    """
+
+    pairs: TextComparisons | None
+    prompts: Sequence[Prompt]
+    reward: TextReward | None
+    sampling: Sampling
+    samples: int
+    batch: int
+    seed: int
+    _fixed: list[Tensor] = field(default_factory=list, init=False, repr=False)
+
+    def metrics(self) -> tuple[Metric, ...]:
+        """What it measures; the accuracy is the headline where there is no reward."""
+        headline = [Metric("reward", "Reward", "high")] if self.reward is not None else []
+        if self.pairs is not None:
+            headline.append(Metric("accuracy" if headline else "reward", ACCURACY.capitalize(), "high", percent=True))
+            headline.append(Metric("margin", "Margin of the implicit reward in nats", "high"))
+            headline.append(Metric("likelier", "Chosen likelier than rejected", "high", percent=True))
+        return (*headline, Metric("kl", "KL from the start"), Metric("length", "Tokens of a completion"))
+
+    @torch.no_grad()
+    def __call__(self, run: Run) -> dict[str, float]:
+        """The numbers of the deployed model; ``NAME_se`` is a standard error."""
+        model, reference = language(run.model()), language(run.reference())
+        rows = self.drawn(model, self.samples, self.seed)
+        moved = [(model.logp(part) - reference.logp(part)).cpu() for part in parts(rows, self.batch, model.device)]
+        values = {"kl": torch.cat(moved), "length": rows.length.cpu()}
+        asked = [text_of(p) for p in self.turns(self.samples)]
+        if self.reward is not None:
+            values["reward"] = self.reward(asked, model.encoder.texts(rows)).cpu()
+        found = dict[str, float]()
+        for name, value in values.items():
+            found |= told(name, by_prompt(value.double(), asked))
+        return found | ({} if self.pairs is None else self.held_out(self.pairs, model, reference))
+
+    def held_out(self, pairs: TextComparisons, model: LanguageModel, reference: LanguageModel) -> dict[str, float]:
+        """Accuracy, margin and plain accuracy on the held-out comparisons."""
+        if not self._fixed:
+            self._fixed.append(self.logp(pairs, reference))
+        logp = self.logp(pairs, model)
+        better, worse = torch.triu_indices(logp.shape[1], logp.shape[1], 1)
+        there = pairs.valid[:, better] & pairs.valid[:, worse]
+
+        def means(score: Tensor, share: bool) -> Tensor:
+            gap = score[:, better] - score[:, worse]
+            value = (gap > 0).double() + 0.5 * (gap == 0).double() if share else gap
+            rows = torch.where(there, value, torch.zeros_like(value)).sum(1) / there.sum(1).clamp_min(1)
+            real = there.any(1)
+            return by_prompt(rows[real], [t for t, r in zip(pairs.texts, real.tolist(), strict=True) if r])
+
+        moved = logp - self._fixed[0]
+        found = told("margin", means(moved, False)) | shares("likelier", means(logp, True))
+        return found | shares("accuracy" if self.reward is not None else "reward", means(moved, True))
+
+    def logp(self, pairs: TextComparisons, model: LanguageModel) -> Tensor:
+        """Log-probs [N, K] of the held-out completions, float64 on the host."""
+        k = pairs.valid.shape[1]
+        each = max(1, self.batch // k)
+        found = [model.logp(part.flat()).double().cpu() for part in parts(pairs.items, each, model.device)]
+        return torch.cat(found).unflatten(0, (-1, k))
+
+    def turns(self, n: int) -> list[Prompt]:
+        """n prompts, in turn."""
+        return [self.prompts[i % len(self.prompts)] for i in range(n)]
+
+    def drawn(self, model: LanguageModel, n: int, seed: int) -> Completions:
+        """n completions."""
+        asked = [model.encoder.prompt(p) for p in self.turns(n)]
+        found = [
+            generate(model, [asked[i] for i in ids.tolist()], Noise(seed, 0, ids), self.sampling)
+            for ids in torch.arange(n).split(self.batch)
+        ]
+        return join(found, model.encoder.filler)
+
+    def sample(self, model: ModelLike, n: int, seed: int) -> Samples:
+        """n prompts with completions."""
+        lm = language(model)
+        texts = lm.encoder.texts(self.drawn(lm, n, seed))
+        asked = [text_of(p) for p in self.turns(n)]
+        return Samples(torch.zeros(n, 0), tuple(asked), tuple(zip(asked, texts, strict=True)))
+
+
+def language(model: Any) -> LanguageModel:
+    """A view of a policy as a language model."""
+    return cast(LanguageModel, model)
+
+
+def parts(rows: Completions, size: int, device: torch.device) -> list[Completions]:
+    """Rows, a few at a time, on a device."""
+    return [rows.take(ids).to(device) for ids in torch.arange(len(rows)).split(size)]
+
+
+def by_prompt(values: Tensor, texts: Sequence[str]) -> Tensor:
+    """Means of values [N] within each prompt, [P]."""
+    place = {text: i for i, text in enumerate(dict.fromkeys(texts))}
+    index = torch.tensor([place[t] for t in texts], dtype=torch.int64)
+    total = torch.zeros(len(place), dtype=torch.float64).index_add_(0, index, values.double())
+    return total / index.bincount(minlength=len(place))
+
+
+def told(name: str, values: Tensor) -> dict[str, float]:
+    """Mean and standard error over prompts."""
+    error = {f"{name}_se": float(values.std()) / len(values) ** 0.5} if len(values) > 1 else {}
+    return {name: float(values.mean())} | error
+
+
+def shares(name: str, values: Tensor) -> dict[str, float]:
+    """A share, and the standard error of which 1.96 are half of Wilson's interval (never 0, even at 100 %)."""
+    found = share_interval(float(values.sum()), len(values))
+    return {name: found.value, f"{name}_se": (found.high - found.low) / 2 / quantile(0.95)}
+
+
+def write(samples: Samples, folder: Path) -> None:
+    """Prompts and completions, one object a line, in ``completions.jsonl``."""
+    write_rows(folder / "completions.jsonl", [{"prompt": p, "completion": c} for p, c in samples.texts])
+
+
+def draw(samples: Samples) -> bytes:
+    """Prompts (bold) and completions as PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    lines = list[tuple[str, bool]]()
+    for prompt, completion in samples.texts:
+        for text, bold in ((prompt, True), (completion or "(nothing)", False)):
+            lines += [(line, bold) for line in textwrap.wrap(text, WIDTH)[:12] or [""]]
+        lines.append(("", False))
+    figure = Figure(figsize=(9, 0.2 * len(lines) + 0.2), dpi=110)
+    FigureCanvasAgg(figure)
+    for i, (line, bold) in enumerate(lines):
+        y = 1 - (i + 1) / (len(lines) + 1)
+        weight = "bold" if bold else "normal"
+        figure.text(0.02, y, line, fontsize=8, weight=weight, parse_math=False, color="#211f1c")
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # a letter that the font lacks
+        figure.savefig(buffer, format="png", facecolor="white")
+    return buffer.getvalue()
