@@ -1,6 +1,7 @@
 """The papers behind the methods and samplers; ``girsanov cite NAME`` prints their BibTeX.
 
-The entries are in ``references.bib``, one paragraph each. Years and numbers are those of the first arXiv version.
+The entries are in ``references.bib``, one paragraph each. Years and numbers are those of the first arXiv version. Where
+title or authors were not at hand, the entry's note says so.
 """
 
 import difflib
@@ -58,6 +59,66 @@ CITATIONS: dict[str, tuple[str, ...]] = {
     # agents
     "cpg": ("zhao2023continuous",),
     "cppo": ("zhao2023continuous",),
+    # preference losses and methods of language models
+    "dpo": ("rafailov2023dpo",),
+    "ipo": ("azar2023ipo",),
+    "gpo": ("tang2024gpo",),
+    "hinge": ("tang2024gpo", "zhao2023slichf"),
+    "squared-hinge": ("tang2024gpo",),
+    "exponential": ("tang2024gpo",),
+    "f-dpo-forward-kl": ("wang2023fdpo",),
+    "f-dpo-alpha": ("wang2023fdpo",),
+    "f-dpo-js": ("wang2023fdpo",),
+    "cdpo": ("mitchell2023cdpo",),
+    "rdpo": ("chowdhury2024rdpo",),
+    "r-dpo": ("park2024rdpo",),
+    "odpo": ("amini2024odpo",),
+    "mallows-dpo": ("chen2024mallowsdpo",),
+    "cpo": ("cpo2024",),
+    "orpo": ("hong2024orpo",),
+    "simpo": ("meng2024simpo",),
+    "rainbow-po": ("zhao2024rainbowpo",),
+    "slic": ("zhao2023slichf",),
+    "dpop": ("pal2024dpop",),
+    "tdpo1": ("zeng2024tdpo",),
+    "tdpo2": ("zeng2024tdpo",),
+    "dense-dpo": ("yu2023rlhfv",),
+    "exo": ("ji2024exo",),
+    "optune": ("chen2024optune",),
+    "lipo": ("liu2024lipo",),
+    "rrhf": ("rrhf2023",),
+    "pro": ("song2023pro",),
+    "plackett-luce": ("rafailov2023dpo",),
+    "infonca": ("chen2024nca",),
+    "exo-list": ("ji2024exo",),
+    "nca": ("chen2024nca",),
+    "kto": ("ethayarajh2024kto",),
+    "bco": ("jung2024bco",),
+    "aot": ("melnyk2024aot",),
+    "aot-unpaired": ("melnyk2024aot",),
+    "povid": ("zhou2024povid",),
+    "sppo": ("wu2024sppo",),
+    "nash-md-pg": ("munos2023nashmd",),
+    "tr-dpo": ("gorbatovski2024trdpo",),
+    "tr-dpo-hard": ("gorbatovski2024trdpo",),
+    "sdpo": ("kim2024sdpo",),
+    "oaif": ("guo2024oaif",),
+    "iterative-dpo": ("yuan2024selfrewarding",),
+    "spin": ("spin2024",),
+    "rso": ("liu2023rso",),
+    "expo": ("zheng2024expo",),
+    "best-of-n": ("dong2023raft",),
+    "raft": ("dong2023raft",),
+    "rest": ("gulcehre2023rest",),
+    "superhf": ("mukobi2023superhf",),
+    "sft": ("ouyang2022ppo",),
+    "ppo": ("ouyang2022ppo",),
+    "remax": ("li2023remax",),
+    "rloo": ("ahmadian2024rloo",),
+    "grpo": ("shao2024grpo",),
+    "p3o": ("wu2023p3o",),
+    "p3o-joint": ("wu2023p3o",),
+    "rto": ("zhong2024rto",),
     # samplers
     "euler": ("song2021score",),
     "heun": ("karras2022edm",),
@@ -72,7 +133,7 @@ CITATIONS: dict[str, tuple[str, ...]] = {
     "memoryless-flow": ("domingo2024adjoint",),
     "mixed": ("li2025mixgrpo",),
 }
-"""The papers of every method and sampler, by their names in METHODS and SAMPLERS and their keys in the file."""
+"""The papers of every method, sampler and loss, by their names in the dicts and their keys in the file."""
 
 
 @functools.cache

@@ -3,20 +3,25 @@
 import inspect
 import re
 import sys
+from pathlib import Path
 
 import pytest
 
 from girsanov.citations import CITATIONS, cite, references
 from girsanov.control.agents import AGENTS
 from girsanov.errors import GirsanovError
+from girsanov.language.named import LANGUAGE_METHODS
 from girsanov.methods import METHODS
+from girsanov.preferences import LOSSES
 from girsanov.samplers import SAMPLERS
+from girsanov.sequences import SEQUENCE_RL
 
 LISTED = {**METHODS, **SAMPLERS, **AGENTS}
 
 
 def test_every_listed_name_is_cited_and_every_paper_is_somebodys() -> None:
     assert set(LISTED) - set(CITATIONS) == set(), "give these an entry in girsanov/citations.py"
+    assert {*LOSSES, *LANGUAGE_METHODS, *SEQUENCE_RL} - set(CITATIONS) == set()
     assert {key for keys in CITATIONS.values() for key in keys} == set(references())
 
 
@@ -28,6 +33,16 @@ def test_the_file_names_the_paper(name: str) -> None:
     assert number is not None and f"arXiv:{number[1]}" in doc
 
 
+@pytest.mark.parametrize("name", sorted({*LOSSES, *LANGUAGE_METHODS, *SEQUENCE_RL} - set(LISTED) - {"cdpo"}))
+def test_papers_of_losses_are_those_of_the_survey_page(name: str) -> None:
+    """The number stands in the row of the page that names the loss (sft is the first step of PPO's paper)."""
+    page = (Path(__file__).parents[2] / "docs" / "papers" / "survey.md").read_text(encoding="utf-8")
+    number = re.search(r"eprint = \{(.*)\}", references()[CITATIONS[name][0]])
+    assert number is not None and number[1] in page
+    rows = [row for row in page.splitlines() if f"`{name}`" in row and "arxiv.org" in row]
+    assert any(number[1] in row for row in rows) or name in ("sft", "best-of-n")
+
+
 @pytest.mark.parametrize("name", CITATIONS)
 def test_entries_are_bibtex(name: str) -> None:
     """Balanced braces, one entry a paper, all fields, and authors as ``Last, First and Last, First`` or ``{body}``."""
@@ -37,6 +52,9 @@ def test_entries_are_bibtex(name: str) -> None:
     assert [key for key, _ in entries] == list(CITATIONS[name])
     for _, body in entries:
         fields = dict(re.findall(r"  (\w+) = \{(.*)\}", body))
+        if "eprint" not in fields:  # a note that is no paper
+            assert set(fields) == {"title", "author", "year", "note"}
+            continue
         assert set(fields) - {"note"} == {"title", "author", "year", "eprint", "archivePrefix", "url"}
         assert re.fullmatch(r"\d{4}\.\d{5}", fields["eprint"]) and fields["url"].endswith(fields["eprint"])
         assert 2000 + int(fields["eprint"][:2]) == int(fields["year"])
