@@ -39,7 +39,7 @@ def test_every_method_runs_in_the_bench(name: str) -> None:
         ("rank-dpo", "gaussian-linear", Budget(100, 512), 0.03),
         ("prdp", "gaussian-linear", Budget(60, 128), 0.01),
         ("clipped-pg", "gaussian-linear", Budget(120, 2048), 0.05),
-        ("ctrl", "gaussian-linear", Budget(40, 256), 0.03),
+        ("ctrl", "gaussian-linear", Budget(80, 256), 0.02),
     ],
 )
 def test_training_reaches_the_limit(name: str, problem: str, budget: Budget, tolerance: float) -> None:
