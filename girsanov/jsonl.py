@@ -11,20 +11,32 @@ from girsanov.errors import GirsanovError
 
 def read_rows(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Line numbers (from 1) and objects of a file; empty lines are passed over. Raises GirsanovError with the row."""
-    path = Path(path)
+    path = Path(path).expanduser()
     if not path.is_file():
         raise GirsanovError(f"there is no file {path}")
-    with path.open(encoding="utf-8", errors="replace") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise GirsanovError(f"{path}, row {number} is not JSON: {error}") from None
-            if not isinstance(row, dict):
-                raise GirsanovError(f"{path}, row {number} is a {type(row).__name__}: each row is an object in braces")
-            yield number, row
+    try:
+        with path.open(encoding="utf-8") as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    place = f"{path.name}, row {number}"
+                    yield number, an_object(parsed(line, place), place)
+    except UnicodeDecodeError:
+        raise GirsanovError(f"{path} is no text in UTF-8: is it what its ending says?") from None
+
+
+def parsed(text: str, place: str) -> Any:
+    """What a text in JSON holds. Raises GirsanovError with the place."""
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise GirsanovError(f"{place} is no JSON: {error}") from None
+
+
+def an_object(value: Any, place: str) -> dict[str, Any]:
+    """The value, if it is an object. Raises GirsanovError with the place."""
+    if not isinstance(value, dict):
+        raise GirsanovError(f"{place} must be an object, not {type(value).__name__}")
+    return value
 
 
 def write_rows(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:

@@ -6,12 +6,12 @@ list and is read whole. A folder is its Parquet or JSONL files in the order of t
 """
 
 import csv
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from girsanov.errors import GirsanovError
+from girsanov.jsonl import an_object, parsed, read_rows
 
 Row = tuple[str, dict[str, Any]]
 BATCH = 256
@@ -36,20 +36,17 @@ def rows(path: str | Path) -> Iterator[Row]:
 
 
 def _jsonl(path: Path) -> Iterator[Row]:
-    with path.open(encoding="utf-8") as file:
-        for n, line in enumerate(file, 1):
-            if line.strip():
-                place = f"{path.name}, row {n}"
-                yield place, _object(_parsed(line, place), place)
+    for n, row in read_rows(path):
+        yield f"{path.name}, row {n}", row
 
 
 def _json(path: Path) -> Iterator[Row]:
-    data = _parsed(path.read_text(encoding="utf-8"), path.name)
+    data = parsed(path.read_text(encoding="utf-8"), path.name)
     if not isinstance(data, list):
         raise GirsanovError(f"{path} must hold a list of rows, not one {type(data).__name__}")
     for n, value in enumerate(data, 1):
         place = f"{path.name}, row {n}"
-        yield place, _object(value, place)
+        yield place, an_object(value, place)
 
 
 def _csv(path: Path) -> Iterator[Row]:
@@ -113,19 +110,6 @@ READERS = {
     ".parquet": _parquet,
 }
 """File endings that are read."""
-
-
-def _parsed(text: str, place: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise GirsanovError(f"{place} is no JSON: {error}") from None
-
-
-def _object(value: Any, place: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise GirsanovError(f"{place} must be an object, not {type(value).__name__}")
-    return value
 
 
 def _extra(module: str, package: str) -> Any:

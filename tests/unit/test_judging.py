@@ -269,7 +269,7 @@ def test_a_function_can_judge_on_the_command_line(tmp_path, capsys) -> None:
 def test_what_is_wrong_with_a_file_is_told_with_its_row(tmp_path) -> None:
     path = tmp_path / "x.jsonl"
     for text, message in {
-        '{"prompt": "p", "answer": "a"}\n{"prompt"': "row 2 is not JSON",
+        '{"prompt": "p", "answer": "a"}\n{"prompt"': "row 2 is no JSON",
         "[1]": "row 1 is a list",
         '{"prompt": "p", "answer": ""}': "row 1: an answer is empty",
         '{"answer": "a"}': "row 1 has no 'prompt'",
