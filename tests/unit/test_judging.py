@@ -270,7 +270,7 @@ def test_what_is_wrong_with_a_file_is_told_with_its_row(tmp_path) -> None:
     path = tmp_path / "x.jsonl"
     for text, message in {
         '{"prompt": "p", "answer": "a"}\n{"prompt"': "row 2 is no JSON",
-        "[1]": "row 1 is a list",
+        "[1]": "row 1 must be an object, not list",
         '{"prompt": "p", "answer": ""}': "row 1: an answer is empty",
         '{"answer": "a"}': "row 1 has no 'prompt'",
         '{"prompt": 3, "answer": "a"}': "'prompt' is 3, not text",
