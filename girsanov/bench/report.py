@@ -92,21 +92,24 @@ def draw(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     from matplotlib.figure import Figure
 
     names = list(dict.fromkeys(r["problem"] for r in rows))
+    place = {m: i for i, m in enumerate(dict.fromkeys(r["method"] for r in rows))}
+    shown = dict[str, Any]()
     figure = Figure(figsize=(5.2 * len(names), 4.6), dpi=130, layout="constrained")
     FigureCanvasAgg(figure)
     for axes, name in zip(np.atleast_1d(figure.subplots(1, len(names))), names, strict=True):
         curve, mine = PROBLEMS[name].frontier, [r for r in rows if r["problem"] == name]
         edge = 1.15 * max([r["kl"] for r in mine] + [1e-3])
         spread = np.linspace(0, edge, 200) ** 2 / edge
-        axes.plot(spread, [curve.best(float(k)) for k in spread], color="#c2571a", lw=1.6, label="exact frontier")
-        for i, r in enumerate(mine):
+        shown["exact frontier"] = axes.plot(spread, [curve.best(float(k)) for k in spread], color="#c2571a", lw=1.6)[0]
+        for r in mine:
+            i = place[r["method"]]
             marker = "osD^vP*Xd<>h"[i % 12]
-            axes.plot(r["kl"], r["reward"], marker, ms=6, color=f"C{i % 10}", alpha=0.85, label=r["method"])
+            shown[r["method"]] = axes.plot(r["kl"], r["reward"], marker, ms=6, color=f"C{i % 10}", alpha=0.85)[0]
         axes.set(xlim=(-0.02 * edge, edge), xlabel="path KL (nats)", ylabel="expected reward", title=name)
         low, high = float(curve.reward[0]), curve.best(edge)
         axes.set_ylim(low - 0.08 * (high - low), high + 0.08 * (high - low))
         axes.spines[["top", "right"]].set_visible(False)
-    handles, labels = figure.axes[0].get_legend_handles_labels()
+    handles, labels = list(shown.values()), list(shown)
     figure.legend(handles, labels, fontsize=7.5, frameon=False, loc="outside lower center", ncols=3 * len(names) + 1)
     figure.savefig(path, facecolor="white")
 
