@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 
 from girsanov.bench.problems import Summary
-from girsanov.errors import GirsanovError
 from girsanov.evaluation.intervals import mean_interval
 from girsanov.grids import Grid
 from girsanov.launch import configure
@@ -32,9 +31,8 @@ from girsanov.recipes import get_recipe
 from girsanov.recipes.base import Assembled
 from girsanov.report.svg import Line
 from girsanov.samplers import GDDIM, DPMSolverPP2M, Euler, Heun, Sampler
-from girsanov.settings import unknown
 from girsanov.studies.digits import evaluator_of, half, pictures, quality, rewards
-from girsanov.studies.page import TONES, Plot, Section, Table, write_study
+from girsanov.studies.page import TONES, Plot, Section, Table, study_of, write_study
 from girsanov.train import Run, train
 
 SOLVERS: dict[str, Sampler] = {"SDE": GDDIM(1.0), "Euler": Euler(), "Heun": Heun(), "DPM++2M": DPMSolverPP2M()}
@@ -273,10 +271,6 @@ def run_study(out: Path, command: str, parts: Sequence[str] | None = None, fast:
 
     Raises GirsanovError on an unknown part.
     """
-    wanted: Sequence[str] = parts or tuple(PARTS)
-    for name in wanted:
-        if name not in PARTS:
-            raise GirsanovError(f"{name!r} {unknown(name, PARTS, 'part of this study')}")
-    sections = [section for name in wanted for section in PARTS[name](fast)]
+    sections = study_of(PARTS, parts, fast)
     lead = "Weights that were trained on some steps, sampled on fewer and more, and with other solvers: what stays?"
     return write_study(out, "Discretisation", lead, sections, command)

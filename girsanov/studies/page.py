@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,9 @@ from markupsafe import Markup
 
 import girsanov.report
 from girsanov.disk import write_text
+from girsanov.errors import GirsanovError
 from girsanov.report.svg import HEIGHT, WIDTH, Line, chart, legend
+from girsanov.settings import unknown
 
 HERE = Path(__file__).parent
 STYLE = (Path(girsanov.report.__file__).parent / "style.css").read_text(encoding="utf-8")
@@ -110,6 +112,20 @@ class Section:
         """What the JSON holds: every number, and the tables as they are shown."""
         tables = [{"columns": list(t.columns), "rows": t.cells, "note": t.note} for t in self.tables]
         return {"title": self.title, **self.data, "tables": tables}
+
+
+def study_of(
+    parts: Mapping[str, Callable[[bool], Sequence[Section]]], wanted: Sequence[str] | None, fast: bool
+) -> list[Section]:
+    """The sections of the wanted parts (all by default), in their order.
+
+    Raises GirsanovError on an unknown part, before any is run.
+    """
+    names = wanted or tuple(parts)
+    for name in names:
+        if name not in parts:
+            raise GirsanovError(f"{name!r} {unknown(name, parts, 'part of this study')}")
+    return [section for name in names for section in parts[name](fast)]
 
 
 def write_study(out: Path, title: str, lead: str, sections: Sequence[Section], command: str) -> Path:

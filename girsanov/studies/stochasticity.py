@@ -9,15 +9,12 @@ Reference: arXiv:2510.10767, 2026.
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
-from girsanov.errors import GirsanovError
 from girsanov.report.svg import Line
-from girsanov.settings import unknown
 from girsanov.studies.digits import DDPO, MIX, Setting, matched, run_deployment, run_gap, with_kl
 from girsanov.studies.exact import exact_sections
 from girsanov.studies.networks import network_section
-from girsanov.studies.page import TONES, Plot, Section, Table, write_study
+from girsanov.studies.page import TONES, Plot, Section, Table, study_of, write_study
 
 ETAS = (0.5, 1.0, 2.0)
 FLOW_GRPO = 0.495  # a = 0.7
@@ -135,11 +132,7 @@ def run_study(out: Path, command: str, parts: Sequence[str] | None = None, fast:
 
     Raises GirsanovError on an unknown part.
     """
-    wanted: Sequence[Any] = parts or tuple(PARTS)
-    for name in wanted:
-        if name not in PARTS:
-            raise GirsanovError(f"{name!r} {unknown(name, PARTS, 'part of this study')}")
-    sections = [section for name in wanted for section in PARTS[name](fast)]
+    sections = study_of(PARTS, parts, fast)
     lead = (
         "Fine-tuning explores with a stochastic sampler, deployment often uses the ODE. What does the noise of "
         "training do to the deployed reward, and can the gap be closed without training again?"

@@ -27,8 +27,7 @@ from girsanov.errors import GirsanovError
 from girsanov.policy import Policy
 from girsanov.prompts import ClassPrompts
 from girsanov.report.svg import Line
-from girsanov.settings import unknown
-from girsanov.studies.page import TONES, Plot, Section, Table, write_study
+from girsanov.studies.page import TONES, Plot, Section, Table, study_of, write_study
 from girsanov.studies.timestep_variance import HORIZON, variance_section
 from girsanov.train import Run, TrainConfig, fit
 
@@ -199,10 +198,10 @@ def verdicts(found: Mapping[tuple[str, float], Sequence[float | None]], steps: S
     return (f"Loss left at dt = {steps[-1]:g} over that at {steps[0]:g}. {'; '.join(told)}.",)
 
 
-PARTS: dict[str, Callable[[bool], Section]] = {
-    "variance": variance_section,
-    "time": lambda fast: training_section(EQUAL_TIME, fast),
-    "samples": lambda fast: training_section(EQUAL_SAMPLES, fast),
+PARTS: dict[str, Callable[[bool], Sequence[Section]]] = {
+    "variance": lambda fast: [variance_section(fast)],
+    "time": lambda fast: [training_section(EQUAL_TIME, fast)],
+    "samples": lambda fast: [training_section(EQUAL_SAMPLES, fast)],
 }
 """Parts of the study by name."""
 
@@ -212,12 +211,9 @@ def run_study(out: Path, command: str, parts: Sequence[str] | None = None, fast:
 
     Raises GirsanovError on an unknown part.
     """
-    wanted = list(parts or PARTS)
-    for name in wanted:
-        if name not in PARTS:
-            raise GirsanovError(f"{name!r} {unknown(name, PARTS, 'part of this study')}")
+    sections = study_of(PARTS, parts, fast)
     lead = (
         "An action held for a time dt moves the state by dt, the noise by its root. Does learning get worse as dt "
         "shrinks, and for whom?"
     )
-    return write_study(out, "Time steps", lead, [PARTS[name](fast) for name in wanted], command)
+    return write_study(out, "Time steps", lead, sections, command)

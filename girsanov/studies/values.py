@@ -14,14 +14,12 @@ from typing import Any
 
 import torch
 
-from girsanov.errors import GirsanovError
 from girsanov.launch import configure
 from girsanov.nets.skip import SKIPS
 from girsanov.recipes import get_recipe
 from girsanov.report.svg import Line
-from girsanov.settings import unknown
 from girsanov.studies.digits import evaluator_of
-from girsanov.studies.page import TONES, Plot, Section, Table, write_study
+from girsanov.studies.page import TONES, Plot, Section, Table, study_of, write_study
 from girsanov.studies.values_exact import PROBLEMS, exact_section
 from girsanov.train import Run, train
 
@@ -137,11 +135,7 @@ def run_study(out: Path, command: str, parts: Sequence[str] | None = None, fast:
 
     Raises GirsanovError on an unknown part.
     """
-    wanted: Sequence[str] = parts or tuple(PARTS)
-    for name in wanted:
-        if name not in PARTS:
-            raise GirsanovError(f"{name!r} {unknown(name, PARTS, 'part of this study')}")
-    sections = [section for name in wanted for section in PARTS[name](fast)]
+    sections = study_of(PARTS, parts, fast)
     lead = (
         "Score as action needs a value and its gradient. Which design learns them, from how many paths, and what does "
         "the published one cost?"
