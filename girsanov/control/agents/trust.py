@@ -23,6 +23,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from girsanov.adaptive import adapted
 from girsanov.errors import GirsanovError
 
 SMOOTH = 1e-12
@@ -62,11 +63,8 @@ class TrustRegion(ABC):
 
     def adapted(self, weight: float, distance: float) -> float:
         """The next weight, after an iteration that went as far as ``distance``."""
-        if distance > (1 + self.slack) * self.target:
-            weight *= self.factor
-        elif distance < (1 - self.slack) * self.target:
-            weight /= self.factor
-        return min(max(weight, self.least), self.most)
+        bounds = {"least": self.least, "most": self.most}
+        return adapted(weight, distance, self.target, slack=self.slack, factor=self.factor, **bounds)
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from girsanov.adaptive import adapted
 from girsanov.errors import GirsanovError
 from girsanov.methods.base import State
 
@@ -85,11 +86,8 @@ class SquareRootKL(TrustRegion):
     def adapt(self, weight: float, mean_kl: float) -> float:
         """The rule of the module's docstring."""
         distance = max(mean_kl, 0.0) ** 0.5
-        if distance > (1 + self.slack) * self.delta:
-            weight *= self.factor
-        elif distance < (1 - self.slack) * self.delta:
-            weight /= self.factor
-        return min(max(weight, self.least), self.most)
+        bounds = {"least": self.least, "most": self.most}
+        return adapted(weight, distance, self.delta, slack=self.slack, factor=self.factor, **bounds)
 
 
 @dataclass(frozen=True)
