@@ -214,11 +214,11 @@ class AffineActor(PolicyConfig):
 
 
 @settings
-class MLPActor(PolicyConfig):
-    """A network for the mean, one L for all states; it starts at mean 0.
+class NetworkActor(PolicyConfig):
+    """A network for the mean, which starts at 0, and a factor.
 
     Attributes:
-        width: of the two hidden layers.
+        width: of two hidden layers, here and in the factor's network.
         std: of every action at the start.
         sees: numbers of the states it looks at; None is all.
     """
@@ -227,37 +227,36 @@ class MLPActor(PolicyConfig):
     std: Positive = 1.0
     sees: tuple[Natural, ...] | None = None
 
+    @abstractmethod
+    def factor(self, n: int, m: int) -> nn.Module:
+        """L of m actions, from n states."""
+
     def build(self, environment: Environment, seed: int = 0) -> Actor:
         """The policy; the seed is that of the hidden layers."""
         n, m, sees = environment.state_dim, environment.action_dim, self.seen(environment)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            net = ActorNet(mlp(len(sees), m, self.width), ConstantFactor(self.std * torch.eye(m)), sees, n)
+            factor = self.factor(len(sees), m)
+            net = ActorNet(mlp(len(sees), m, self.width), factor, sees, n)
         return Actor(net.double(), n, m)
 
 
 @settings
-class StateStdActor(PolicyConfig):
-    """Networks for the mean and for the log-std of every action; it starts at mean 0 and one std.
+class MLPActor(NetworkActor):
+    """A network for the mean, one L for all states; it starts at mean 0. Attributes: as ``NetworkActor``."""
 
-    Attributes:
-        width: of their two hidden layers.
-        std: of every action at the start.
-        sees: numbers of the states it looks at; None is all.
-    """
+    def factor(self, n: int, m: int) -> nn.Module:
+        """One L."""
+        return ConstantFactor(self.std * torch.eye(m))
 
-    width: Count = 64
-    std: Positive = 1.0
-    sees: tuple[Natural, ...] | None = None
 
-    def build(self, environment: Environment, seed: int = 0) -> Actor:
-        """The policy; the seed is that of the hidden layers."""
-        n, m, sees = environment.state_dim, environment.action_dim, self.seen(environment)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            factor = StateStd(len(sees), m, self.width, self.std)
-            net = ActorNet(mlp(len(sees), m, self.width), factor, sees, n)
-        return Actor(net.double(), n, m)
+@settings
+class StateStdActor(NetworkActor):
+    """Networks for the mean and for the log-std of every action. Attributes: as ``NetworkActor``."""
+
+    def factor(self, n: int, m: int) -> nn.Module:
+        """A diagonal L that depends on the state."""
+        return StateStd(n, m, self.width, self.std)
 
 
 POLICIES: dict[str, type[PolicyConfig]] = {
