@@ -1,9 +1,10 @@
 """A pretrained pipeline read as a model: what all families share.
 
 A family says how its network is called (``predict``), how texts are embedded (``embed``), what its latents look like
-(``shape``) and how they are decoded (``to_data``). The rest is here: one trained component inside a module that takes
-``(x, t, cond)``, everything else frozen and on the host; process, kind of prediction, clock, times and sampler from
-the scheduler (``schedule.py``); the decoder in chunks (``latents.py``); embeddings with a cache (``text.py``).
+(``shape``) and, where it is not the usual way, how they are decoded (``to_data``). The rest is here: one trained
+component inside a module that takes ``(x, t, cond)``, everything else frozen and on the host; process, kind of
+prediction, clock, times and sampler from the scheduler (``schedule.py``); the decoder in chunks (``latents.py``);
+embeddings with a cache (``text.py``).
 
 The state x is one tensor [B, C, H, W] (video [B, C, F, H, W], audio [B, C, L]) in float32, also where the pipeline
 packs its latents into tokens: packing happens around the network.
@@ -18,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from girsanov.adapters.latents import Decoder
+from girsanov.adapters.latents import Decoder, scaled
 from girsanov.adapters.schedule import grid_of, noising_of, sampler_of
 from girsanov.adapters.text import Row
 from girsanov.errors import GirsanovError
@@ -119,9 +120,13 @@ class Adapter(ABC):
     def predict(self, x: Tensor, t: Tensor, cond: Cond | None) -> Tensor:
         """The network's raw prediction [B, *D] at states x, clock readings t [B] and conditions."""
 
-    @abstractmethod
     def to_data(self, x: Tensor) -> Tensor:
-        """States [B, *D] to data: pictures [B, 3, H, W] or videos [B, 3, F, H, W] in about [-1, 1], audio [B, C, L]."""
+        """States [B, *D] to data: pictures [B, 3, H, W] or videos [B, 3, F, H, W] in about [-1, 1], audio [B, C, L].
+
+        Here, what most picture pipelines do: the autoencoder's decoder on latents with its scale and shift taken off.
+        """
+        out: Tensor = self.pipe.vae.decode(scaled(self.pipe.vae, x), return_dict=False)[0]
+        return out
 
     @abstractmethod
     def embed(self, texts: Sequence[str], negative: bool, device: torch.device) -> list[Row]:

@@ -6,24 +6,16 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from girsanov.adapters.base import Adapter, required, rows
-from girsanov.adapters.latents import scaled
-from girsanov.adapters.text import Row
+from girsanov.adapters.base import required
+from girsanov.adapters.stable_diffusion import StableDiffusion
 from girsanov.types import Cond
 
 
-class ControlledStableDiffusion(Adapter):
+class ControlledStableDiffusion(StableDiffusion):
     """``StableDiffusionControlNetPipeline``. Conditions: ``text`` [R, 77, C], ``control`` [R, 3, H, W] in [0, 1]."""
 
     pipelines: ClassVar[tuple[str, ...]] = ("StableDiffusionControlNetPipeline",)
-    component: ClassVar[str] = "unet"
     helpers: ClassVar[tuple[str, ...]] = ("controlnet",)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """[4, H / 8, W / 8]."""
-        unet, scale = self.pipe.unet.config, self.pipe.vae_scale_factor
-        return unet.in_channels, *self.size(scale, unet.sample_size * scale)
 
     def predict(self, x: Tensor, t: Tensor, cond: Cond | None) -> Tensor:
         """eps or v [B, 4, H / 8, W / 8]; t is the table's index."""
@@ -41,15 +33,6 @@ class ControlledStableDiffusion(Adapter):
             return_dict=False,
         )[0]
         return p
-
-    def to_data(self, x: Tensor) -> Tensor:
-        """Pictures [B, 3, H, W]."""
-        out: Tensor = self.pipe.vae.decode(scaled(self.pipe.vae, x), return_dict=False)[0]
-        return out
-
-    def embed(self, texts: Sequence[str], negative: bool, device: torch.device) -> list[Row]:
-        """``text`` [77, C]."""
-        return rows(text=self.pipe.encode_prompt(list(texts), device, 1, False)[0])
 
     def image_conditions(self, images: Sequence[Any]) -> dict[str, Tensor]:
         """Pictures that steer, one a prompt, scaled to the size that is drawn."""

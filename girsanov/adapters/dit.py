@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from girsanov.adapters.base import Adapter, PipelineConfig, required
-from girsanov.adapters.latents import scaled
 from girsanov.adapters.text import Row
 from girsanov.errors import GirsanovError
 from girsanov.types import Cond
@@ -34,11 +33,6 @@ class DiT(Adapter):
         label = required(cond)["label"]
         p: Tensor = self.network(x.to(self.dtype), timestep=t, class_labels=label, return_dict=False)[0]
         return p[:, : x.shape[1]]
-
-    def to_data(self, x: Tensor) -> Tensor:
-        """Pictures [B, 3, H, W]."""
-        out: Tensor = self.pipe.vae.decode(scaled(self.pipe.vae, x), return_dict=False)[0]
-        return out
 
     def embed(self, texts: Sequence[str], negative: bool, device: torch.device) -> list[Row]:
         """A class has no embedding of its own: the network holds them."""

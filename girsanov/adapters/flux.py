@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from girsanov.adapters.base import Adapter, required, rows
-from girsanov.adapters.latents import pack, scaled, unpack
+from girsanov.adapters.latents import pack, unpack
 from girsanov.adapters.schedule import even_sigmas, linear_mu
 from girsanov.adapters.text import Row
 from girsanov.types import Cond
@@ -62,11 +62,6 @@ class Flux(Adapter):
         usual = inspect.signature(type(self.pipe).__call__).parameters["guidance_scale"].default
         scale = usual if self.config.guidance_input is None else self.config.guidance_input
         return torch.full((len(x),), float(scale), device=x.device)
-
-    def to_data(self, x: Tensor) -> Tensor:
-        """Pictures [B, 3, H, W]."""
-        out: Tensor = self.pipe.vae.decode(scaled(self.pipe.vae, x), return_dict=False)[0]
-        return out
 
     def embed(self, texts: Sequence[str], negative: bool, device: torch.device) -> list[Row]:
         """``text`` [tokens, C], ``pooled`` [P]."""

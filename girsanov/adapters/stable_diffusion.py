@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from girsanov.adapters.base import Adapter, required, rows
-from girsanov.adapters.latents import scaled
 from girsanov.adapters.text import Row
 from girsanov.types import Cond
 
@@ -32,11 +31,6 @@ class StableDiffusion(Adapter):
         text = required(cond)["text"].to(self.dtype)
         p: Tensor = self.network(x.to(self.dtype), t, encoder_hidden_states=text, return_dict=False)[0]
         return p
-
-    def to_data(self, x: Tensor) -> Tensor:
-        """Pictures [B, 3, H, W]."""
-        out: Tensor = self.pipe.vae.decode(scaled(self.pipe.vae, x), return_dict=False)[0]
-        return out
 
     def embed(self, texts: Sequence[str], negative: bool, device: torch.device) -> list[Row]:
         """``text`` [77, C]."""
