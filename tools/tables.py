@@ -15,12 +15,29 @@ ROOT = Path(__file__).parent.parent
 
 
 def bench() -> str:
-    """The bench tables of the README, from ``docs/data/bench*.json``."""
+    """All bench tables, from ``docs/data/bench*.json``."""
     rows: list[dict[str, Any]] = []
     for path in sorted((ROOT / "docs/data").glob("bench*.json")):
         rows += json.loads(path.read_text())["rows"]
     problems = list(dict.fromkeys(row["problem"] for row in rows))
     return "\n\n".join([limits(rows), frontier(rows, problems)])
+
+
+SHOWN = ("am", "ode-am", "draft", "clipped-pg", "flow-grpo", "ctrl", "nft", "diffusion-dpo", "prdp")
+
+
+def bench_short() -> str:
+    """A method of each family: distance to its limit, and share of the best gain, a column a problem."""
+    rows = json.loads((ROOT / "docs/data/bench.json").read_text())["rows"]
+    problems = list(dict.fromkeys(row["problem"] for row in rows))
+    found = {(r["method"], r["problem"]): r for r in rows}
+    body = []
+    for name in SHOWN:
+        here = [found.get((name, p), {}) for p in problems]
+        values = [cell(key, r.get(key)) for key in ("to_limit", "share") for r in here]
+        body.append([f"`{name}`", *values])
+    head = [f"{p}: {what}" for what in ("from its limit, %", "of the best gain, %") for p in problems]
+    return markdown(["method", *head], body)
 
 
 def limits(rows: list[dict[str, Any]]) -> str:
@@ -174,7 +191,8 @@ PAPER, DEPLOYMENT = "docs/papers/sampler-stochasticity.md", "docs/deployment.md"
 ACTION = "docs/papers/score-as-action.md"
 
 TABLES: dict[str, tuple[str, Callable[[], str]]] = {
-    "bench": ("README.md", bench),
+    "bench-short": ("README.md", bench_short),
+    "bench": ("docs/bench.md", bench),
     "study-ve": (PAPER, study("exact", "untuned-ve")),
     "study-vp": (PAPER, study("exact", "untuned-vp")),
     "study-ddpo": (PAPER, study("digits", "ddpo")),
