@@ -181,6 +181,31 @@ class Gated(Wrapper):
         return (self.model if float(t) <= self.until else self.above)(x, t, cond)
 
 
+@dataclass(frozen=True)
+class Shared(Wrapper):
+    """A model asked once where ``copies`` rows side by side hold one state under one condition.
+
+    Rows ``j copies, ..., (j + 1) copies - 1`` of x, of the times and of the conditions must be equal; the first of them
+    speaks for all. The prediction is what the model alone would give, at a fraction of the cost.
+    """
+
+    model: ModelLike
+    copies: int
+
+    @property
+    def inner(self) -> ModelLike:
+        """The model that is asked."""
+        return self.model
+
+    def __call__(self, x: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
+        """The prediction [B, *D]. Raises GirsanovError if B is no multiple of ``copies``."""
+        if len(x) % self.copies:
+            raise GirsanovError(f"{len(x)} rows do not come in runs of {self.copies}: give every state as often")
+        once = None if cond is None else cond.take(torch.arange(0, len(x), self.copies, device=cond.index.device))
+        p = self.model(x[:: self.copies], t if t.ndim == 0 else t[:: self.copies], once)
+        return p.repeat_interleave(self.copies, 0)
+
+
 def velocity(model: ModelLike, x: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
     """The model's prediction as a velocity ``d_alpha x_0 + d_sigma eps``, [B, *D]."""
     return convert(model(x, t, cond), x, model.process(t), model.prediction, "velocity")

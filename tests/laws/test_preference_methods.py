@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from girsanov import models
 from girsanov.errors import GirsanovError
 from girsanov.grids import Grid
 from girsanov.items import ItemPrompts, Items, draw_items, labelled, ranked, simulate
@@ -36,6 +37,7 @@ from girsanov.methods.preference import (
     paths,
     rank_dpo,
     sdpo,
+    spo,
 )
 from girsanov.methods.preference import candidates as candidate_file
 from girsanov.methods.preference.base import ItemBatch
@@ -637,6 +639,37 @@ def test_spo_compares_candidates_of_one_state() -> None:
     spo_pairs()
 
 
+def spo_once() -> None:
+    """Asking once a state gives what asking once a candidate gives, batch, loss and gradient, to 1e-12."""
+    found = []
+    for shared in (models.Shared, lambda model, copies: model):
+        with pytest.MonkeyPatch.context() as patch:
+            for owner in (candidate_file, spo):
+                patch.setattr(owner, "Shared", shared)
+            tuned = policy(0.1)
+            method, batch = stepwise(tuned, torch.ones_like, threshold=0.0, beta=3.0, clip=0.05, k=3)
+            loss = total_loss(method, tuned, batch).detach()
+            found.append([loss, gradient(tuned, method, batch), *(p.tr.x_s for p in batch.parts)])
+    for once, often in zip(*found, strict=True):
+        torch.testing.assert_close(once, often, rtol=1e-12, atol=1e-12)
+
+
+def test_spo_asks_once_a_state_for_the_same_numbers() -> None:
+    spo_once()
+
+
+def test_a_shared_model_answers_for_every_row() -> None:
+    """Times and conditions of each sample; a batch that is no multiple is refused."""
+    cond = Cond({"c": torch.tensor([0.5, 2.0], dtype=F64)}, torch.tensor([1, 0]))
+    model = models.Model(lambda x, t, c: x * t[:, None] + c["c"][:, None], RectifiedFlow(), "velocity", (2,))
+    x, t = torch.randn(2, 2, dtype=F64, generator=torch.Generator().manual_seed(0)), torch.tensor([0.2, 0.7])
+    wide, rows = x.repeat_interleave(3, 0), torch.arange(2).repeat_interleave(3)
+    got = models.Shared(model, 3)(wide, t[rows].double(), cond.take(rows))
+    assert torch.equal(got, model(x, t.double(), cond)[rows])
+    with pytest.raises(GirsanovError, match="5 rows do not come in runs of 3"):
+        models.Shared(model, 3)(wide[:5], torch.tensor(0.5), None)
+
+
 def test_spo_waits_until_its_preference_model_tells_candidates_apart() -> None:
     for slope, kept in ((torch.zeros_like, 0.0), (lambda t: 50.0 + 0 * t, 1.0)):
         method, batch = stepwise(policy(0.1), slope, threshold=0.3)
@@ -792,6 +825,7 @@ def test_offline_methods_say_which_data_they_take() -> None:
         Mutation(RewardWeighted, "prepare", "/ self.beta", "* self.beta", regression),
         Mutation(candidate_file, "step_pairs", "s.argmax(1), s.argmin(1)", "s.argmin(1), s.argmax(1)", spo_pairs),
         Mutation(candidate_file, "candidates", "chosen.repeat_interleave(k)", "torch.arange(b * k)", spo_pairs),
+        Mutation(models.Shared, "__call__", "repeat_interleave(self.copies, 0)", "repeat(self.copies, 1)", spo_once),
         Mutation(candidate_file, "judged", "Graded(temperature)", "Graded(1.0)", judge_optimum),
     ]
 )  # fmt: skip

@@ -17,6 +17,7 @@ from girsanov.methods.direct.lv import DRaFTLV
 from girsanov.methods.direct.refl import ReFL
 from girsanov.methods.direct.truncation import LastK
 from girsanov.methods.policy_gradient.steps import Subset
+from girsanov.methods.preference import SPO
 from girsanov.models import Model
 from girsanov.policy import Policy
 from girsanov.processes import RectifiedFlow
@@ -83,18 +84,20 @@ class Counted(Reward):
         return -self.counter.through(x, "reward").square().sum(1)
 
 
-def count(make, guidance: dict[str, float] | None = None, **parts) -> tuple[Counter, int]:
-    """Passes of one collect and one losses, and the number of chunks."""
+def count(make, guidance: dict[str, float] | None = None, group: int = 1, **parts) -> tuple[Counter, int]:
+    """Passes of one collect and one losses, and the number of chunks; groups of 1 or 3 samples."""
     counter = Counter(3)
     index = torch.zeros(3, dtype=torch.int64)
-    prompts = Prompts(Cond({}, index, Cond({"label": torch.zeros(1)}, index)), torch.arange(3), torch.arange(3))
+    null = Cond({"label": torch.zeros(1)}, index)
+    prompts = Prompts(Cond({}, index, null), torch.arange(3), torch.arange(3) // group)
     prompts = dataclasses.replace(prompts, cond=Cond({"label": torch.zeros(1)}, index, prompts.cond.null))
     model = Model(Net(counter), RectifiedFlow(), "velocity", (2,), decode=lambda x: counter.through(x, "decoder"))
     policy = Policy(model, guidance)
     method: Method = make(reward=Counted(counter), **parts)
-    batch = method.collect(policy, prompts, {}, Turn(0, 0))
+    state = method.setup(policy)
+    batch = method.collect(policy, prompts, state, Turn(0, 0))
     chunks = 0
-    for chunk in method.losses(policy, batch, {}):
+    for chunk in method.losses(policy, batch, state):
         chunk.loss.backward()
         chunks += 1
     return counter, chunks
@@ -160,3 +163,13 @@ def test_direct_gradients_cost_what_they_say() -> None:
     assert c.forth == {"free": N, "reference": 0, "trained": 2, "reward": 2, "decoder": 2} and chunks == 2
     c, _ = count(ReFL, grid=GRID, truncation=LastK(2))
     assert c.forth == {"free": N - 2, "reference": 0, "trained": 1, "reward": 1, "decoder": 1}
+
+
+def test_candidates_of_a_state_are_one_pass() -> None:
+    """SPO asks the network once a state, whatever k is."""
+    for k in (2, 5):
+        c, chunks = count(SPO, group=3, grid=GRID, k=k, skip=0.0)
+        assert c.forth == {"free": N, "reference": N - 1, "trained": N - 1, "reward": 1, "decoder": 1}
+        assert c.back["trained"] == N - 1 and chunks == N  # a chunk of the preference model
+    c, _ = count(SPO, {"rollout": 2.0, "train": 2.0}, group=3, grid=GRID, skip=0.5)
+    assert c.forth["free"] == 2 * N and c.forth["reference"] == c.forth["trained"] == 2 * 2

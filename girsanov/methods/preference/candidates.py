@@ -1,4 +1,8 @@
-"""Candidates of a step: k draws from the same state, of which one at random goes on, and the pairs they make."""
+"""Candidates of a step: k draws from the same state, of which one at random goes on, and the pairs they make.
+
+Candidates of a state are draws from one kernel, and the two of a pair have one log-ratio's mean: the network is asked
+once a state (``Shared``), in the rollout, for the reference and in the loss.
+"""
 
 import dataclasses
 from dataclasses import dataclass
@@ -11,7 +15,7 @@ from girsanov.methods.advantages.scoring import reward_metrics
 from girsanov.methods.base import Turn
 from girsanov.methods.policy_gradient.batch import Scored
 from girsanov.methods.preference.noised import Noised
-from girsanov.models import ModelLike
+from girsanov.models import ModelLike, Shared
 from girsanov.preferences.labels import Graded
 from girsanov.preferences.pairs import PairLoss
 from girsanov.preferences.records import Compared
@@ -45,6 +49,8 @@ def candidates(
 ) -> Trajectory:
     """A rollout of k rows a request, side by side: they share their state at the start of every step.
 
+    The network sees every state once.
+
     Args:
         model, sampler, grid: as in ``rollout``.
         x_T: states at the first time, [B, *D].
@@ -65,7 +71,7 @@ def candidates(
     cond = prompts.cond.take(every.to(prompts.cond.index.device))
     with torch.no_grad():
         source = turn.noise(own, stream)
-        return rollout(model, sampler, grid, x_T.repeat_interleave(k, 0), cond, noise=source, branch=go_on)
+        return rollout(Shared(model, k), sampler, grid, x_T.repeat_interleave(k, 0), cond, noise=source, branch=go_on)
 
 
 def step_pairs(tr: Transition, sampler: Sampler, score: Tensor, k: int, threshold: float) -> Scored:

@@ -8,7 +8,7 @@ costs
     \Big)
 
 with ratios to the reference. Both actions answer for the same state, so what comes later does not blur the comparison:
-against D3PO, credit falls on steps.
+against D3PO, credit falls on steps. The network is asked once a state, not once a candidate.
 
 *The preference model* learns along (published: trained beforehand on human choices). Samples of a group are noised with
 one time and one noise, and compared by Bradley and Terry's law with the probability that their rewards give,
@@ -41,6 +41,7 @@ from girsanov.methods.preference.candidates import StepPairs, candidates, judged
 from girsanov.methods.preference.groups import partners, total
 from girsanov.methods.preference.noised import Noised
 from girsanov.methods.preference.paths import clipped, log_ratios, needs_density
+from girsanov.models import Shared
 from girsanov.nets.value import ScalarMLPConfig, ScalarNet, check_values
 from girsanov.policy import Policy
 from girsanov.preferences.pairs import PairLoss
@@ -118,7 +119,7 @@ class SPO(Method):
         first = int(self.skip * len(self.grid))
         if not path.trainable or path.trainable[-1].step.i < first:
             raise GirsanovError(f"no step from {first} on draws noise: lower skip, or take more steps")
-        base, parts = policy.view("reference", "train"), list[Scored]()
+        base, parts = Shared(policy.view("reference", "train"), 2), list[Scored]()
         for tr in path.trainable:
             if tr.step.i >= first:
                 v = self.score(tr.x_s, tr.step.s, tr.cond or prompts.cond)
@@ -137,7 +138,8 @@ class SPO(Method):
         for part in batch.parts:
             assert part.mask is not None
             kept = part.mask[::2]
-            ratio = clipped(log_ratios(part, policy.view("current", "train"), self.reduce), self.clip)
+            model = Shared(policy.view("current", "train"), 2)  # both rows of a pair start from one state
+            ratio = clipped(log_ratios(part, model, self.reduce), self.clip)
             rows = loss.rows(Compared(ratio))
             metrics = pair_metrics(self.beta * (ratio[:, 0] - ratio[:, 1])) | {"pairs": kept.double().mean()}
             yield Chunk(torch.where(kept, rows, torch.zeros_like(rows)).mean() / len(batch.parts), metrics)
