@@ -5,8 +5,10 @@ cumulative law passes it: one process and two, one batch and several, and a resu
 Prompts are padded at their start, keys and values are cached, and rows that have ended wait for the others.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +18,11 @@ from girsanov.language.logprobs import wide
 from girsanov.language.model import LanguageModel, LanguageNet
 from girsanov.language.tokens import Completions, pad
 from girsanov.noise import Noise
+
+
+NextLaw = Callable[[Tensor, Tensor, Tensor, Any], tuple[Tensor, Any]]
+"""``law(tokens [B, n], mask [B, N], places [B, n], cache) -> (logits of the next token [B, V], cache)``: the texts are N
+tokens long, of which the last n are new to the cache."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +72,13 @@ class Sampling:
 
 
 @torch.no_grad()
-def generate(model: LanguageModel, prompts: Sequence[Sequence[int]], noise: Noise, sampling: Sampling) -> Completions:
+def generate(
+    model: LanguageModel,
+    prompts: Sequence[Sequence[int]],
+    noise: Noise,
+    sampling: Sampling,
+    law: NextLaw | None = None,
+) -> Completions:
     """Completions of prompts (token ids), one each, [B, L].
 
     Args:
@@ -73,13 +86,18 @@ def generate(model: LanguageModel, prompts: Sequence[Sequence[int]], noise: Nois
         prompts: at least one token each.
         noise: the stream of every sample.
         sampling: how tokens are drawn.
+        law: what they are drawn from; the model's own by default.
     """
     room = model.encoder.max_length - max(map(len, prompts))
     if room < 1:
         raise GirsanovError("a prompt fills the whole row: shorten it, or raise max_length")
     steps = min(sampling.max_tokens, room)
     u = noise.uniform((steps,))
-    drawn = model.ask(lambda net: _walk(net, prompts, u, sampling, model.encoder.end, model.encoder.filler))
+    end, filler = model.encoder.end, model.encoder.filler
+    if law is None:
+        drawn = model.ask(lambda net: _walk(partial(ahead, net), prompts, u.to(model.device), sampling, end, filler))
+    else:
+        drawn = _walk(law, prompts, u.to(model.device), sampling, end, filler)
     rows = [[*p, *_until(ids, model.encoder.end)] for p, ids in zip(prompts, drawn.tolist(), strict=True)]
     return pad(rows, [len(p) for p in prompts], model.encoder.filler).to(model.device)
 
@@ -88,22 +106,27 @@ def _until(ids: list[int], end: int) -> list[int]:
     return ids[: ids.index(end) + 1] if end in ids else ids
 
 
+def ahead(net: LanguageNet, tokens: Tensor, mask: Tensor, place: Tensor, cache: Any) -> tuple[Tensor, Any]:
+    """A network's law of the next token, as ``NextLaw`` says."""
+    out = net.lm.base_model(
+        input_ids=tokens, attention_mask=mask, position_ids=place, past_key_values=cache, use_cache=True
+    )
+    return net.head(out.last_hidden_state[:, -1]), out.past_key_values
+
+
 def _walk(
-    net: LanguageNet, prompts: Sequence[Sequence[int]], u: Tensor, sampling: Sampling, end: int, filler: int
+    law: NextLaw, prompts: Sequence[Sequence[int]], u: Tensor, sampling: Sampling, end: int, filler: int
 ) -> Tensor:
     """Tokens [B, T] after the prompts."""
-    device = next(net.lm.parameters()).device
+    device = u.device
     longest = max(map(len, prompts))
     tokens = torch.tensor([[filler] * (longest - len(p)) + list(p) for p in prompts], device=device)
     mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
     place, cache = (mask.cumsum(1) - 1).clamp_min(0), None
-    u, done, drawn = u.to(device), torch.zeros(len(prompts), dtype=torch.bool, device=device), list[Tensor]()
+    done, drawn = torch.zeros(len(prompts), dtype=torch.bool, device=device), list[Tensor]()
     for t in range(u.shape[1]):
-        out = net.lm.base_model(
-            input_ids=tokens, attention_mask=mask, position_ids=place, past_key_values=cache, use_cache=True
-        )
-        cache = out.past_key_values
-        picked = sampling.pick(net.head(out.last_hidden_state[:, -1]), u[:, t])
+        logits, cache = law(tokens, mask, place, cache)
+        picked = sampling.pick(logits, u[:, t])
         drawn.append(torch.where(done, torch.full_like(picked, end), picked))
         done = done | (picked == end)
         if bool(done.all()):
