@@ -2,13 +2,17 @@
 
 ``Reduce()`` is one process: every operation is the identity. ``Reduce(accelerator)`` spans the processes of an
 Accelerate launch.
+
+Where a network is split over processes (``sharding.py``), its parameters, their gradients and the averages of the
+optimiser are ``DTensor``: each process holds a part. ``held``, ``whole`` and ``like_split`` go between parts and whole
+tensors and leave ordinary tensors alone.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -55,9 +59,13 @@ class Reduce:
         return x[self.rank * n : (self.rank + 1) * n]
 
     def average_gradients(self, parameters: Sequence[Tensor]) -> None:
-        """Replaces every gradient by its mean over processes, in one message a dtype."""
+        """Replaces every gradient by its mean over processes, in one message a dtype.
+
+        Those of split parameters are means already: the backward pass has reduced them.
+        """
         if self.world_size == 1:
             return
+        parameters = [p for p in parameters if not is_split(p)]
         for dtype in {p.dtype for p in parameters}:
             group = [p for p in parameters if p.dtype == dtype]
             for p in group:
@@ -68,3 +76,49 @@ class Reduce:
                 if p.grad is not None:
                     p.grad.copy_(flat[start : start + p.numel()].view_as(p))
                 start += p.numel()
+
+
+def clip_gradients(parameters: Sequence[nn.Parameter], limit: float) -> Tensor:
+    """Scales all gradients so that their joint norm is at most ``limit``; the norm before, a scalar.
+
+    Parts of split gradients count once each: the norm is that of the whole gradient, the same on every process.
+    """
+    plain = [p for p in parameters if not is_split(p)]
+    split = [p for p in parameters if is_split(p)]
+    if not split:
+        return nn.utils.clip_grad_norm_(plain, limit)
+    parts: Any = nn.utils.get_total_norm([p.grad for p in split if p.grad is not None])
+    norm = torch.hypot(parts.full_tensor(), nn.utils.get_total_norm([p.grad for p in plain if p.grad is not None]))
+    scale = (limit / (norm + 1e-6)).clamp(max=1.0)  # as in clip_grad_norm_
+    for p in parameters:
+        if p.grad is not None:
+            held(p.grad).mul_(scale.to(p.grad.device))
+    return norm
+
+
+# ---- tensors that are split over processes
+
+
+def is_split(x: Tensor) -> bool:
+    """Whether processes hold a part each (``DTensor``)."""
+    return hasattr(x, "device_mesh")
+
+
+def held(x: Any) -> Tensor:
+    """What this process holds of a tensor, sharing its memory: all of it, or its part (maybe of no elements)."""
+    return x.to_local() if is_split(x) else x
+
+
+def whole(x: Any, keep: bool = True) -> Tensor | None:
+    """A split tensor gathered on the host, an ordinary one as it is; None unless ``keep`` (all processes must call)."""
+    found: Tensor = x.full_tensor().cpu() if is_split(x) else x
+    return found if keep else None
+
+
+def like_split(x: Tensor, like: Any) -> Tensor:
+    """A whole tensor, the same on all processes, split as ``like`` is; no message is sent."""
+    if not is_split(like):
+        return x
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(x, like.device_mesh, like.placements, src_data_rank=None)

@@ -315,7 +315,7 @@ def test_groups_of_equal_rewards_teach_nothing(name: str) -> None:
 def test_everything_stays_in_float32_and_masked_samples_add_nothing(name: str) -> None:
     tuned = policy()
     tuned.net.float()
-    tuned._reference = {n: w.float() for n, w in tuned._reference.items()}
+    tuned.weights.reference = {n: w.float() for n, w in tuned.weights.reference.items()}
     method = MEMBERS[name](reward=REWARD, grid=GRID)
     batch = collect(method, tuned, requests(16, 8))
     assert all(c.loss.dtype == torch.float32 for c in method.losses(tuned, batch, {}))

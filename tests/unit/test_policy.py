@@ -73,12 +73,12 @@ def test_the_reference_stays_the_start_to_the_bit(kind: str) -> None:
 
 def test_adapters_hold_few_weights_and_no_second_copy() -> None:
     policy, start = make("lora")
-    assert policy._reference == {}
+    assert policy.weights.reference == {}
     total = sum(p.numel() for p in start.net.parameters())
     assert all("lora_" in name for name in policy.names)
     assert sum(p.numel() for p in policy.parameters()) < 0.35 * total
     assert all(not p.requires_grad for n, p in policy.net.named_parameters() if "lora_" not in n)
-    assert set(make("mixed")[0]._reference) == {"outlet.bias"}
+    assert set(make("mixed")[0].weights.reference) == {"outlet.bias"}
 
 
 def test_strength_scales_the_tuning() -> None:
@@ -173,7 +173,7 @@ def test_strength_and_its_gradient_reach_the_current_weights() -> None:
     moved(policy)
     found = torch.autograd.grad(policy.view(strength=0.25)(X, T).sum(), policy.parameters())
     half = Policy(dataclasses.replace(policy.model, net=copy.deepcopy(policy.net)))
-    half.load("current", {n: torch.lerp(policy._reference[n], w, 0.25) for n, w in policy.state().items()})
+    half.load("current", {n: torch.lerp(policy.weights.reference[n], w, 0.25) for n, w in policy.state().items()})
     wanted = torch.autograd.grad(half.view()(X, T).sum(), half.parameters())
     assert all(torch.allclose(a, 0.25 * b, atol=1e-5) for a, b in zip(found, wanted, strict=True))
 
