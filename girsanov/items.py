@@ -23,6 +23,7 @@ from girsanov.prompts import Groups
 from girsanov.rewards.base import Reward
 from girsanov.rollout import rollout
 from girsanov.samplers.base import Sampler
+from girsanov.starts import first_states
 from girsanov.types import Cond, Prompts
 
 
@@ -118,7 +119,7 @@ def draw_items(
     device, items, scores = prompts.cond.index.device, list[Tensor](), list[Tensor]()
     for side in range(k):
         noise = Noise(seed, side, prompts.ids, LABEL_STREAM, device)
-        x_T = model.process.prior(noise.normal(model.shape, dtype))
+        x_T = first_states(model, grid, noise, prompts.cond, dtype)
         items.append(rollout(model, sampler, grid, x_T, prompts.cond, noise=noise, keep=()).x0)
         scores.append(reward(model.decode(items[-1]), prompts).double())
     return torch.stack(items, 1), torch.stack(scores, 1)

@@ -19,6 +19,7 @@ from girsanov.prompts import Groups
 from girsanov.rewards.base import Reward
 from girsanov.rollout import rollout
 from girsanov.samplers.base import Sampler
+from girsanov.starts import first_states
 from girsanov.types import Cond, Prompts
 
 LABEL_STREAM = 7201  # noise of the annotator
@@ -120,7 +121,7 @@ def simulate_pairs(
     images, scores = list[Tensor](), list[Tensor]()
     for side in (0, 1):
         noise = Noise(seed, side, prompts.ids, LABEL_STREAM, device)
-        x_T = model.process.prior(noise.normal(model.shape, dtype))
+        x_T = first_states(model, grid, noise, prompts.cond, dtype)
         x0 = rollout(model, sampler, grid, x_T, prompts.cond, noise=noise, keep=()).x0
         images, scores = [*images, x0], [*scores, reward(model.decode(x0), prompts).double()]
     gap = scores[0] - scores[1]

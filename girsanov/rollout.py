@@ -3,6 +3,10 @@
 ``rollout`` samples; ``replay`` asks a model for its kernels at the stored states (one network pass a step);
 ``resimulate`` walks the stored means again with noise and no network. None of them opens ``no_grad`` unless told
 where gradients begin.
+
+States have the dtype of ``x_T``, steps are taken in float32 at least. Where states are kept in less (bf16), each is
+rounded as soon as it is drawn: the next step starts from the rounded value, and the log-prob of a step is that of the
+rounded value, so what is replayed is what was sampled. Means are not rounded.
 """
 
 from collections.abc import Collection, Iterator
@@ -13,12 +17,13 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint as checkpointed
 
+from girsanov.clock import phase
 from girsanov.errors import GirsanovError
 from girsanov.grids import Grid
 from girsanov.models import ModelLike
 from girsanov.noise import NoiseSource
 from girsanov.samplers.base import Sampler
-from girsanov.types import Cond, Kernel, Step, Trajectory, Transition
+from girsanov.types import Cond, Kernel, Stage, Step, Trajectory, Transition, wide
 
 
 class Branch(Protocol):
@@ -32,6 +37,7 @@ class Branch(Protocol):
     def __call__(self, step: Step, x_s: Tensor) -> Tensor: ...
 
 
+@phase("rollout")
 def rollout(
     model: ModelLike,
     sampler: Sampler,
@@ -53,7 +59,7 @@ def rollout(
         model: current, reference or guided view.
         sampler: the rule of a step.
         grid: the times.
-        x_T: states at the first time (``process.prior(z)``).
+        x_T: states at the first time (``first_states``); their dtype is that of all states.
         cond: conditions of the B samples.
         noise: standard normal source; needed by stochastic samplers.
         keep: indices of the steps to keep (all by default); memory grows with these alone.
@@ -76,10 +82,12 @@ def rollout(
         free = grad_from is not None and step.i < grad_from
         with torch.no_grad() if free else nullcontext():
             before = state
-            kernel, state = _kernel(model, sampler, x, step, cond, state, checkpoint and not free)
-            x_s = kernel.sample(noise(x) if kernel.stochastic and noise is not None else None)
+            asked = wide(x)
+            kernel, state = _kernel(model, sampler, asked, step, cond, state, checkpoint and not free)
+            x_s = kernel.sample(noise(asked) if kernel.stochastic and noise is not None else None).to(x.dtype)
         if step.i in kept:
-            drawn = (kernel.mean, kernel.std, kernel.stochastic, kernel.stages)
+            stages = tuple(Stage(x, s.t, s.weight) if s.x is asked else s for s in kernel.stages)
+            drawn = (kernel.mean, kernel.std, kernel.stochastic, stages)
             transitions.append(Transition(x, x_s, step, *drawn, before, parent, cond))
         x, parent = x_s, None
         if branch is not None and step.i + 1 < len(grid):
@@ -90,7 +98,7 @@ def rollout(
             "sampling ended in states that are not finite: the network returned NaN or infinity, so go back to an "
             "earlier checkpoint, with a lower learning rate or gradient clipping"
         )
-    return Trajectory(x, tuple(transitions), cond, state)
+    return Trajectory(wide(x), tuple(transitions), cond, state)
 
 
 def _kernel(
@@ -117,7 +125,7 @@ def _check(
 def replay(model: ModelLike, sampler: Sampler, trajectory: Trajectory) -> Iterator[tuple[Transition, Kernel]]:
     """The kernels of a model at the stored states, one network pass a step, lazily."""
     for tr in trajectory:
-        yield tr, sampler.kernel(model, tr.x_t, tr.step, tr.cond, tr.state)[0]
+        yield tr, sampler.kernel(model, tr.asked, tr.step, tr.cond, tr.state)[0]
 
 
 def resimulate(trajectory: Trajectory, noise: NoiseSource) -> Iterator[Tensor]:

@@ -10,6 +10,7 @@ from girsanov.noise import Noise
 from girsanov.rollout import rollout
 from girsanov.samplers.base import Sampler
 from girsanov.samplers.euler import Euler
+from girsanov.starts import first_states
 from girsanov.types import Cond
 
 STEPS = 20
@@ -44,6 +45,6 @@ def sample(
     if count is None or count < 1 or (cond is not None and count != len(cond)):
         raise GirsanovError("sample needs how many samples to draw, or one condition for each: sample(model, 64)")
     noise = Noise(seed, 0, torch.arange(count), device=device)
-    x_T = model.process.prior(noise.normal(model.shape, dtype))
     how, times = sampler or Euler(), grid or Grid.uniform(STEPS)
+    x_T = first_states(model, times, noise, cond, dtype)
     return model.decode(rollout(model, how, times, x_T, cond, noise=noise, keep=()).x0)

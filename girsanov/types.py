@@ -110,12 +110,17 @@ class Step:
         return self.s - self.t
 
 
+def wide(x: Tensor) -> Tensor:
+    """States in the dtype of step arithmetic: float32 at least. Itself where it is that already."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 @dataclass(frozen=True)
 class Transition:
     """One step that was taken: from x_t to x_s under the recorded kernel.
 
     Attributes:
-        x_t, x_s: states, [B, *D].
+        x_t, x_s: states, [B, *D], in the dtype they are kept in.
         step: times and index; the times are of shape [].
         mean, std, stochastic: the kernel x_s was drawn from.
         stages: the points at which the network was asked (x_t itself for one-stage samplers).
@@ -134,6 +139,11 @@ class Transition:
     state: Any = None
     parent: Tensor | None = None
     cond: Cond | None = None
+
+    @property
+    def asked(self) -> Tensor:
+        """x_t in the dtype of step arithmetic, float32 at least: what the sampler steps from, [B, *D]."""
+        return wide(self.x_t)
 
     def take(self, index: Tensor) -> "Transition":
         """The chosen samples."""

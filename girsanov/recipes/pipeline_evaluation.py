@@ -17,6 +17,7 @@ from girsanov.recipes.base import Metric, Samples
 from girsanov.rewards.base import Reward
 from girsanov.rollout import rollout
 from girsanov.samplers import GDDIM, Sampler
+from girsanov.starts import first_states, has_start
 from girsanov.train import Run
 from girsanov.types import Cond, Prompts
 
@@ -62,18 +63,18 @@ class PipelineEvaluator:
         meta = tuple(self.meta[i] for i in index.tolist())
         return Prompts(self.cond.take(index).to(self.device), ids, index, meta)
 
-    def start(self, model: ModelLike, ids: Tensor, seed: int) -> tuple[Tensor, Noise]:
+    def start(self, model: ModelLike, grid: Grid, asked: Prompts, seed: int) -> tuple[Tensor, Noise]:
         """First states [n, *D], and the noise of the steps."""
-        noise = Noise(seed, 0, ids, device=self.device)
-        return model.process.prior(noise.normal(model.shape)), noise
+        noise = Noise(seed, 0, asked.ids, device=self.device)
+        return first_states(model, grid, noise, asked.cond), noise
 
     @torch.no_grad()
     def sample(self, model: ModelLike, n: int, seed: int) -> Samples:
         """n decoded samples on the host with their prompts."""
         parts = []
         for ids in torch.arange(n).split(self.batch):
-            x_T, noise = self.start(model, ids, seed)
             asked = self.requests(ids)
+            x_T, noise = self.start(model, self.grid, asked, seed)
             path = rollout(model, self.sampler, self.grid, x_T, asked.cond, noise=noise, keep=())
             parts.append(model.decode(path.x0).cpu())
         return Samples(torch.cat(parts), tuple(self.labels[i % len(self.labels)] for i in range(n)))
@@ -102,13 +103,16 @@ class PipelineEvaluator:
         """The path KL of the chain at eta = 1 on each of a few samples, in nats.
 
         On the default grid of as many steps: the pipeline's own may end with a step so short that the noise there,
-        and with it the KL, says nothing.
+        and with it the KL, says nothing. Where samples begin from pictures, that grid is scaled to begin where the
+        pipeline's does.
         """
         parts, grid = [], default_grid(tuned, len(self.grid))
+        if has_start(self.cond):
+            grid = Grid(grid.ts * (self.grid.ts[0] / grid.ts[0]))
         for ids in torch.arange(self.kl_samples).split(self.batch):
-            x_T, noise = self.start(tuned, ids, self.seed)
-            cond = self.requests(ids).cond
-            parts.append(path_kl(tuned, base, GDDIM(1.0), grid, x_T, cond, noise=noise).cpu())
+            asked = self.requests(ids)
+            x_T, noise = self.start(tuned, grid, asked, self.seed)
+            parts.append(path_kl(tuned, base, GDDIM(1.0), grid, x_T, asked.cond, noise=noise).cpu())
         return torch.cat(parts)
 
     def metrics(self) -> tuple[Metric, ...]:

@@ -35,8 +35,8 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "NOTATION.md", ROO
 PAGES += sorted((ROOT / "docs").rglob("*.md"))
 METHODS_PAGE = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
 FIELDS = ("Paper", "Formula", "File", "Run", "Parameters", "Composition", "Limit", "Evidence")
-ELSEWHERE = {"reward", "rollout_micro_batch"}
-"""Options that docs/rewards.md explains once for all methods."""
+ELSEWHERE = {"reward", "rollout_micro_batch", "storage"}
+"""Options that docs/rewards.md and docs/models.md explain once for all methods."""
 
 
 def name(path: Path) -> str:

@@ -48,6 +48,7 @@ from girsanov.rewards.base import Reward
 from girsanov.rollout import rollout
 from girsanov.samplers.base import AffineSampler
 from girsanov.samplers.gddim import GDDIM
+from girsanov.starts import first_states
 from girsanov.types import Batch, Cond, Prompts, Transition
 
 
@@ -102,7 +103,7 @@ class AdjointMatching(Method):
         chosen = [noisy[k] for k in self.steps(len(noisy), turn)]
         with torch.no_grad():
             model, noise = policy.view("current", "rollout"), turn.noise(prompts.ids)
-            x_T = model.process.prior(noise.normal(policy.model.shape, policy.dtype))
+            x_T = first_states(model, self.grid, noise, prompts.cond, policy.dtype)
             kept = range(min(chosen), n)
             path = rollout(model, self.sampler, self.grid, x_T, prompts.cond, noise=noise, keep=kept)
         end, steps = path.x0, list(path.transitions)

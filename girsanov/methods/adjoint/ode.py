@@ -50,6 +50,7 @@ from girsanov.rewards.base import Reward
 from girsanov.rollout import rollout
 from girsanov.samplers.base import AffineSampler, Sampler
 from girsanov.samplers.euler import Euler
+from girsanov.starts import first_states
 from girsanov.types import Batch, Prompts
 
 
@@ -107,7 +108,7 @@ class ODEAdjointMatching(Method):
         """One deterministic rollout and its targets."""
         with torch.no_grad():
             model = self.deploy(policy)
-            x_T = model.process.prior(turn.noise(prompts.ids).normal(policy.model.shape, policy.dtype))
+            x_T = first_states(model, self.grid, turn.noise(prompts.ids), prompts.cond, policy.dtype)
             window = range(self.first, len(self.grid))
             path = rollout(model, self.sampler, self.grid, x_T, prompts.cond, keep=window)
         problem = Problem(policy, model, self.sampler, path, self.reward, self.cost, prompts)

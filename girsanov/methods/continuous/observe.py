@@ -16,6 +16,7 @@ from girsanov.methods.online import sample_and_score
 from girsanov.nets.value import Value
 from girsanov.policy import Policy
 from girsanov.rewards.scores import weights
+from girsanov.starts import first_states
 from girsanov.types import Kernel, Prompts, Trajectory
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def observe(method: "CTRL", value: Value, policy: Policy, prompts: Prompts, stat
     """
     with torch.no_grad():
         model, noise = policy.view("current", "rollout"), turn.noise(prompts.ids)
-        x_T = model.process.prior(noise.normal(policy.model.shape, policy.dtype))
+        x_T = first_states(model, method.grid, noise, prompts.cond, policy.dtype)
         asked = (prompts, method.reward, turn)
         path, pending = sample_and_score(
             model, method.sampler, method.grid, x_T, *asked, micro_batch=method.rollout_micro_batch

@@ -16,6 +16,7 @@ from girsanov.methods.direct.objectives import Objective
 from girsanov.policy import Policy
 from girsanov.rollout import rollout
 from girsanov.samplers.base import Sampler
+from girsanov.starts import first_states
 from girsanov.types import Batch, Prompts
 
 
@@ -55,7 +56,7 @@ def run_up_to(
     """The steps before ``first`` under the current policy, without a graph; ``draws`` further noises are drawn."""
     with torch.no_grad():
         model, noise = policy.view("current", "rollout"), turn.noise(prompts.ids)
-        x_T = model.process.prior(noise.normal(policy.model.shape, policy.dtype))
+        x_T = first_states(model, grid, noise, prompts.cond, policy.dtype)
         path = rollout(model, sampler, grid, x_T, prompts.cond, noise=noise, keep=(), part=range(first))
         noises = tuple(noise(x_T) for _ in range(draws))
     return CutBatch(path.x0, noises, prompts, Index(first), path.state)

@@ -30,6 +30,7 @@ from girsanov.policy import Policy
 from girsanov.rewards.base import Reward
 from girsanov.samplers.base import Sampler
 from girsanov.samplers.heun import Heun
+from girsanov.starts import first_states
 from girsanov.types import Batch, Cond, Prompts
 
 RENOISE = 3  # noise stream of the draws
@@ -87,7 +88,7 @@ class ForwardMethod(Method):
         self.before(policy, state, turn)
         model = policy.view(self.behaviour, "rollout")
         with torch.no_grad():
-            x_T = model.process.prior(turn.noise(prompts.ids).normal(policy.model.shape, policy.dtype))
+            x_T = first_states(model, self.grid, turn.noise(prompts.ids), prompts.cond, policy.dtype)
             path, pending = sample_and_score(
                 model, self.sampler, self.grid, x_T, prompts, self.reward, turn,
                 keep=(), micro_batch=self.rollout_micro_batch,

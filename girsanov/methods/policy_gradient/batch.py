@@ -57,7 +57,7 @@ class Scored:
 
     def kernel(self, model: ModelLike) -> Kernel:
         """The kernel of a model at the states of this step."""
-        return self.sampler.kernel(model, self.tr.x_t, self.tr.step, self.tr.cond)[0]
+        return self.sampler.kernel(model, self.tr.asked, self.tr.step, self.tr.cond)[0]
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,7 @@ from girsanov.policy import Policy
 from girsanov.rewards.base import Reward
 from girsanov.samplers.base import Sampler
 from girsanov.samplers.gddim import GDDIM
+from girsanov.starts import STORAGE, Storage, first_states
 from girsanov.surrogates import Clip, Surrogate, ratio_of
 from girsanov.types import Batch, Kernel, Prompts
 
@@ -65,6 +66,7 @@ class ClippedPG(Method):
         correct: cap of the sampler-to-trainer ratio that the advantage is multiplied by; None leaves it out.
         paths: chains, or trees that share their beginnings.
         rollout_micro_batch: samples rolled out at a time, each lot scored while the next is rolled out; None is all.
+        storage: dtype of the states: "bf16" and "fp16" take half the memory (``rollout.py``); None is the policy's.
     """
 
     reward: Reward
@@ -81,6 +83,7 @@ class ClippedPG(Method):
     correct: float | None = None
     paths: Paths = Chains()
     rollout_micro_batch: int | None = None
+    storage: Storage | None = None
 
     def __post_init__(self) -> None:
         sampler = self.schedule.at(self.sampler, self.grid, Turn(0, 0))
@@ -94,7 +97,7 @@ class ClippedPG(Method):
         sampler, model = self.schedule.at(self.sampler, self.grid, turn), policy.view("current", "rollout")
         key = prompts.group if self.same_start else prompts.ids
         with torch.no_grad():
-            x_T = model.process.prior(turn.noise(key).normal(policy.model.shape, policy.dtype))
+            x_T = first_states(model, self.grid, turn.noise(key), prompts.cond, STORAGE.get(self.storage, policy.dtype))
             grid, rest = self.schedule.times(sampler, self.grid), (prompts, self.reward, turn, self.rollout_micro_batch)
             path, pending = self.paths.sample(model, sampler, grid, x_T, *rest)
         if not path.trainable:
@@ -105,8 +108,7 @@ class ClippedPG(Method):
             parts, chosen = [parts[k] for k in chosen], list(range(len(chosen)))
         if self.kl is not None:  # a slow reward is at work meanwhile
             parts = [part.with_reference(policy.view("reference", "train")) for part in parts]
-        rows = [len(part.tr.x_s) for part in parts]
-        asked = (self.reward, pending, self.advantage, prompts, path, rows, state, turn)
+        asked = (self.reward, pending, self.advantage, prompts, path, [len(p.tr.x_s) for p in parts], state, turn)
         reward, mask, signals = self.paths.credit(*asked)
         parts = [part.credited(len(reward), *signal) for part, signal in zip(parts, signals, strict=True)]
         if self.kl is not None:
@@ -117,8 +119,7 @@ class ClippedPG(Method):
     def anchor(self, policy: Policy, batch: Batch, state: State) -> Batch:
         """The micro-batch with the old means, from the passes that the first update will repeat."""
         assert isinstance(batch, PathBatch)
-        model = policy.view("current", "train")
-        return batch.with_old([p.kernel(model).mean for p in batch.parts])
+        return batch.with_old([p.kernel(policy.view("current", "train")).mean for p in batch.parts])
 
     def losses(self, policy: Policy, batch: Batch, state: State) -> Iterator[Chunk]:
         """One chunk a trained step: memory does not grow with their number."""
@@ -131,8 +132,7 @@ class ClippedPG(Method):
         """The loss of one step, and what to log of it."""
         tr, reduce = part.tr, self.surrogate.reduce
         old = kernel.mean.detach() if part.old is None else part.old
-        needed = self.surrogate.needs_divergence or self.ratio.needs_divergence
-        divergence = kernel.kl(old, reduce) if needed else None
+        divergence = kernel.kl(old, reduce) if self.surrogate.needs_divergence or self.ratio.needs_divergence else None
         seen = self.ratio(kernel.log_ratio(old, tr.x_s, reduce), divergence, kernel, tr.step)
         with torch.no_grad():
             gap = dataclasses.replace(part.sampled, mean=old).log_ratio(tr.mean, tr.x_s)

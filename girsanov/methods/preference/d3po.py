@@ -31,6 +31,7 @@ from girsanov.reductions import Reduction
 from girsanov.rewards.base import Reward
 from girsanov.samplers.base import Sampler
 from girsanov.samplers.gddim import GDDIM
+from girsanov.starts import first_states
 from girsanov.types import Batch, Prompts
 
 
@@ -66,7 +67,7 @@ class D3PO(Method):
         """One rollout; the best and the worst chain of every group, with the reference's means."""
         model = policy.view("current", "rollout")
         with torch.no_grad():
-            x_T = model.process.prior(turn.noise(prompts.ids).normal(policy.model.shape, policy.dtype))
+            x_T = first_states(model, self.grid, turn.noise(prompts.ids), prompts.cond, policy.dtype)
             path, pending = sample_and_score(
                 model, self.sampler, self.grid, x_T, prompts, self.reward, turn, micro_batch=self.rollout_micro_batch
             )

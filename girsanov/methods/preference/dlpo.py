@@ -33,6 +33,7 @@ from girsanov.reductions import Reduction, square_distance
 from girsanov.rewards.base import Reward
 from girsanov.samplers.base import Sampler
 from girsanov.samplers.gddim import GDDIM
+from girsanov.starts import first_states
 from girsanov.surrogates import ScoreFunction
 from girsanov.types import Batch, Kernel, Prompts
 
@@ -82,7 +83,7 @@ class DLPO(Method):
         """One rollout and its advantages."""
         model = policy.view("current", "rollout")
         with torch.no_grad():
-            x_T = model.process.prior(turn.noise(prompts.ids).normal(policy.model.shape, policy.dtype))
+            x_T = first_states(model, self.grid, turn.noise(prompts.ids), prompts.cond, policy.dtype)
             path, pending = sample_and_score(
                 model, self.sampler, self.grid, x_T, prompts, self.reward, turn, micro_batch=self.rollout_micro_batch
             )

@@ -34,6 +34,7 @@ from girsanov.processes import Schedule
 from girsanov.rewards.base import Reward
 from girsanov.samplers.base import Sampler
 from girsanov.samplers.heun import Heun
+from girsanov.starts import first_states
 from girsanov.types import Batch, Prompts
 
 
@@ -87,7 +88,7 @@ class OnlineDPO(ErrorPreference):
             policy.keep_copy("old")
         model = policy.view("current", "rollout")
         with torch.no_grad():
-            x_T = model.process.prior(turn.noise(prompts.ids).normal(policy.model.shape, policy.dtype))
+            x_T = first_states(model, self.rollout_grid, turn.noise(prompts.ids), prompts.cond, policy.dtype)
             path, pending = sample_and_score(
                 model, self.sampler, self.rollout_grid, x_T, prompts, self.reward, turn,
                 keep=(), micro_batch=self.rollout_micro_batch,

@@ -38,6 +38,7 @@ from girsanov.policy import Policy
 from girsanov.rewards.base import Reward
 from girsanov.samplers.base import Sampler
 from girsanov.samplers.gddim import GDDIM
+from girsanov.starts import first_states
 from girsanov.types import Batch, Prompts
 
 
@@ -71,7 +72,7 @@ class PRDP(Method):
         """One rollout; neighbours of every group, with the reference's means and the log-ratios as they are."""
         model, key = policy.view("current", "rollout"), prompts.group if self.same_start else prompts.ids
         with torch.no_grad():
-            x_T = model.process.prior(turn.noise(key).normal(policy.model.shape, policy.dtype))
+            x_T = first_states(model, self.grid, turn.noise(key), prompts.cond, policy.dtype)
             path, pending = sample_and_score(
                 model, self.sampler, self.grid, x_T, prompts, self.reward, turn, micro_batch=self.rollout_micro_batch
             )

@@ -13,8 +13,7 @@ against D3PO, credit falls on steps. The network is asked once a state, not once
 *The preference model* learns along (published: trained beforehand on human choices). Samples of a group are noised with
 one time and one noise, and compared by Bradley and Terry's law with the probability that their rewards give,
 
-.. math:: L_V = - p \log \sigma(V_1 - V_2) - (1 - p) \log \sigma(V_2 - V_1), \qquad p = \sigma\big( (r_1 - r_2) / T
-\big)
+.. math:: L_V = - p \log \sigma(V_1 - V_2) - (1 - p) \log \sigma(V_2 - V_1), \qquad p = \sigma((r_1 - r_2) / T)
 
 Shared noise leaves ``x_1 - x_2 = \alpha (x_0^1 - x_0^2)``: for a linear reward ``a^T x`` the minimum is ``V = a^T x /
 (\alpha T)`` for every pair. A new V is constant, so no pair passes the threshold and the policy waits until V has
@@ -52,6 +51,7 @@ from girsanov.rewards.base import Reward
 from girsanov.rewards.scores import submit
 from girsanov.samplers.base import Sampler
 from girsanov.samplers.gddim import GDDIM
+from girsanov.starts import first_states
 from girsanov.types import Batch, Cond, Prompts
 
 
@@ -112,7 +112,7 @@ class SPO(Method):
     def collect(self, policy: Policy, prompts: Prompts, state: State, turn: Turn) -> Batch:
         """One rollout with k candidates a step; their pairs by V; pairs of ends by the reward."""
         model = policy.view("current", "rollout")
-        x_T = model.process.prior(turn.noise(prompts.ids).normal(policy.model.shape, policy.dtype))
+        x_T = first_states(model, self.grid, turn.noise(prompts.ids), prompts.cond, policy.dtype)
         path = candidates(model, self.sampler, self.grid, x_T, prompts, turn, self.k, WALK)
         x0 = path.x0[:: self.k]
         pending = submit(self.reward, model.decode(x0), prompts)
