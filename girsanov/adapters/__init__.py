@@ -7,5 +7,6 @@ from girsanov.adapters.base import rows as rows
 from girsanov.adapters.latents import scaled as scaled
 from girsanov.adapters.load import FAMILIES as FAMILIES
 from girsanov.adapters.load import load_pipeline as load_pipeline
+from girsanov.adapters.pictures import PictureEncoder as PictureEncoder
 from girsanov.adapters.text import PromptEncoder as PromptEncoder
 from girsanov.adapters.text import Row as Row

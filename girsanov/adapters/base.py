@@ -1,10 +1,10 @@
 """A pretrained pipeline read as a model: what all families share.
 
 A family says how its network is called (``predict``), how texts are embedded (``embed``), what its latents look like
-(``shape``) and, where it is not the usual way, how they are decoded (``to_data``). The rest is here: one trained
-component inside a module that takes ``(x, t, cond)``, everything else frozen and on the host; process, kind of
-prediction, clock, times and sampler from the scheduler (``schedule.py``); the decoder in chunks (``latents.py``);
-embeddings with a cache (``text.py``).
+(``shape``) and, where it is not the usual way, how they are decoded (``to_data``) and encoded (``to_latents``). The
+rest is here: one trained component inside a module that takes ``(x, t, cond)``, everything else frozen and on the host;
+process, kind of prediction, clock, times and sampler from the scheduler (``schedule.py``); the decoder in chunks
+(``latents.py``); embeddings and latents with a cache (``text.py``, ``pictures.py``).
 
 The state x is one tensor [B, C, H, W] (video [B, C, F, H, W], audio [B, C, L]) in float32, also where the pipeline
 packs its latents into tokens: packing happens around the network.
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from girsanov.adapters.latents import Decoder, scaled
+from girsanov.adapters.latents import Decoder, encoded, scaled, unscaled
 from girsanov.adapters.schedule import grid_of, noising_of, sampler_of
 from girsanov.adapters.text import Row
 from girsanov.errors import GirsanovError
@@ -128,6 +128,18 @@ class Adapter(ABC):
         out: Tensor = self.pipe.vae.decode(scaled(self.pipe.vae, x), return_dict=False)[0]
         return out
 
+    def to_latents(self, pictures: Tensor) -> Tensor:
+        """Pictures [B, 3, H, W] in [-1, 1] to states [B, *D] in float32, the inverse of ``to_data``.
+
+        Raises GirsanovError for a family that decodes in a way of its own and does not say how to encode.
+        """
+        if type(self).to_data is not Adapter.to_data:
+            raise GirsanovError(
+                f"{type(self).__name__} does not say how pictures become its latents: give it a to_latents, the "
+                "inverse of its to_data"
+            )
+        return unscaled(self.pipe.vae, encoded(self.pipe.vae, pictures))
+
     @abstractmethod
     def embed(self, texts: Sequence[str], negative: bool, device: torch.device) -> list[Row]:
         """The conditions of each text, as a positive prompt or as the negative one of guidance."""
@@ -203,6 +215,10 @@ class Adapter(ABC):
     def decoder(self) -> Decoder:
         """States to data, in chunks."""
         return Decoder(self.pipe.vae, self.to_data, self.config.chunk)
+
+    def encoder(self) -> Decoder:
+        """Pictures to states, in chunks."""
+        return Decoder(self.pipe.vae, self.to_latents, self.config.chunk)
 
     def model(self) -> Model:
         """The network with its process, kind of prediction, clock and decoder."""

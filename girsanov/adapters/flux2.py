@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from girsanov.adapters.base import Adapter, required, rows
+from girsanov.adapters.latents import encoded
 from girsanov.adapters.schedule import even_sigmas
 from girsanov.adapters.text import Row
 from girsanov.errors import GirsanovError
@@ -73,11 +74,21 @@ class Flux2Klein(Adapter):
 
     def to_data(self, x: Tensor) -> Tensor:
         """Pictures [B, 3, H, W]."""
+        vae, (mean, std) = self.pipe.vae, self._norm(x)
+        out: Tensor = vae.decode(self.pipe._unpatchify_latents(x * std + mean).to(vae.dtype), return_dict=False)[0]
+        return out
+
+    def to_latents(self, pictures: Tensor) -> Tensor:
+        """States [B, 128, H / 16, W / 16]."""
+        z: Tensor = self.pipe._patchify_latents(encoded(self.pipe.vae, pictures)).float()
+        mean, std = self._norm(z)
+        return (z - mean) / std
+
+    def _norm(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation by channel, [1, 128, 1, 1]."""
         vae = self.pipe.vae
         std = (vae.bn.running_var + vae.config.batch_norm_eps).sqrt()
-        z = x * std.view(1, -1, 1, 1).to(x) + vae.bn.running_mean.view(1, -1, 1, 1).to(x)
-        out: Tensor = vae.decode(self.pipe._unpatchify_latents(z).to(vae.dtype), return_dict=False)[0]
-        return out
+        return vae.bn.running_mean.view(1, -1, 1, 1).to(x), std.view(1, -1, 1, 1).to(x)
 
     def embed(self, texts: Sequence[str], negative: bool, device: torch.device) -> list[Row]:
         """``text`` [tokens, C]."""

@@ -1,7 +1,8 @@
 """From latents to what people see: the frozen decoder, in chunks, off the accelerator while it is not used.
 
 A large batch is decoded a few samples at a time. Where a gradient flows through the decoder, each chunk is recomputed
-in the backward pass, so that the activations of one chunk are alive, not of all.
+in the backward pass, so that the activations of one chunk are alive, not of all. The way back, from pictures to the
+latents of a preference pair, is the mean of the autoencoder's law.
 """
 
 from collections.abc import Callable
@@ -49,11 +50,31 @@ def scaled(vae: Any, x: Tensor) -> Tensor:
     return (x / vae.config.scaling_factor + (vae.config.get("shift_factor") or 0.0)).to(vae.dtype)
 
 
+def unscaled(vae: Any, z: Tensor) -> Tensor:
+    """``(z - shift) scaling`` in float32: the inverse of ``scaled``."""
+    return (z.float() - (vae.config.get("shift_factor") or 0.0)) * vae.config.scaling_factor
+
+
 def standardised(vae: Any, x: Tensor) -> Tensor:
     """``x std + mean`` by channel (the second axis), in the decoder's dtype."""
     shape = (1, -1, *[1] * (x.ndim - 2))
     mean, std = (torch.tensor(v).view(shape).to(x) for v in (vae.config.latents_mean, vae.config.latents_std))
     return (x * std + mean).to(vae.dtype)
+
+
+def unstandardised(vae: Any, z: Tensor) -> Tensor:
+    """``(z - mean) / std`` by channel in float32: the inverse of ``standardised``."""
+    shape, config = (1, -1, *[1] * (z.ndim - 2)), vae.config
+    mean, std = (torch.tensor(v, device=z.device).view(shape) for v in (config.latents_mean, config.latents_std))
+    return (z.float() - mean) / std
+
+
+def encoded(vae: Any, pictures: Tensor) -> Tensor:
+    """What an autoencoder of diffusers makes of pictures: the mean of its law, or its code where it has no law."""
+    found = vae.encode(pictures.to(vae.dtype))
+    law = getattr(found, "latent_dist", None)
+    code: Tensor = found.latent if law is None else law.mode()
+    return code
 
 
 def pack(x: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from girsanov.adapters.base import Adapter, required
-from girsanov.adapters.latents import pack, standardised, unpack
+from girsanov.adapters.latents import encoded, pack, standardised, unpack, unstandardised
 from girsanov.adapters.schedule import even_sigmas, linear_mu
 from girsanov.adapters.text import Row
 from girsanov.types import Cond
@@ -64,6 +64,10 @@ class QwenImage(Adapter):
         vae = self.pipe.vae
         out: Tensor = vae.decode(standardised(vae, x.unsqueeze(2)), return_dict=False)[0]
         return out[:, :, 0]
+
+    def to_latents(self, pictures: Tensor) -> Tensor:
+        """States [B, 16, H / 8, W / 8]: a picture is a video of one frame."""
+        return unstandardised(self.pipe.vae, encoded(self.pipe.vae, pictures.unsqueeze(2)))[:, :, 0]
 
     def embed(self, texts: Sequence[str], negative: bool, device: torch.device) -> list[Row]:
         """``text`` [L, C] of a prompt of L tokens, ``mask`` [L] of ones."""

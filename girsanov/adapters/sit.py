@@ -22,6 +22,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
 from girsanov.adapters.base import Adapter, PipelineConfig, required
+from girsanov.adapters.latents import encoded
 from girsanov.adapters.load import diffusers
 from girsanov.adapters.schedule import even_sigmas
 from girsanov.adapters.text import Row
@@ -157,6 +158,10 @@ class SiT(Adapter):
         vae = self.pipe.vae
         out: Tensor = vae.decode((x / LATENT_SCALE).to(vae.dtype), return_dict=False)[0]
         return out
+
+    def to_latents(self, pictures: Tensor) -> Tensor:
+        """States [B, 4, H / 8, W / 8]."""
+        return encoded(self.pipe.vae, pictures).float() * LATENT_SCALE
 
     def embed(self, texts: Sequence[str], negative: bool, device: torch.device) -> list[Row]:
         """A class has no embedding of its own: the network holds them."""

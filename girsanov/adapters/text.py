@@ -29,11 +29,16 @@ Row = dict[str, Tensor]
 SAMPLED = 16  # numbers of each weight that the fingerprint looks at
 
 
-class Embeds(Protocol):
-    """What can embed texts: an adapter."""
+class Fingerprinted(Protocol):
+    """What says on which networks, tokenisers and settings its results depend."""
 
     def encoders(self) -> Mapping[str, Any]: ...
     def settings(self) -> Mapping[str, Any]: ...
+
+
+class Embeds(Fingerprinted, Protocol):
+    """What can embed texts: an adapter."""
+
     def embed(self, texts: Sequence[str], negative: bool, device: torch.device) -> list[Row]: ...
 
 
@@ -132,8 +137,8 @@ def padded(row: Tensor, length: int) -> Tensor:
     return torch.cat([row, row.new_zeros(length - len(row), *row.shape[1:])])
 
 
-def fingerprint(source: Embeds) -> str:
-    """What embeddings depend on, as 16 hexadecimal digits."""
+def fingerprint(source: Fingerprinted) -> str:
+    """What embeddings (or latents) depend on, as 16 hexadecimal digits."""
     digest = hashlib.sha256(json.dumps(dict(source.settings()), sort_keys=True, default=str).encode())
     for name, part in sorted(source.encoders().items()):
         digest.update(name.encode())

@@ -14,6 +14,11 @@ def in_share(text: str, share: float) -> bool:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") < share * 2.0**64
 
 
+def is_held_out(split: str, text: str, share: float) -> bool:
+    """Whether a row is to test on: by its split, else by the digest of its prompt."""
+    return split in HELD_OUT or (split == "train" and in_share(text, share))
+
+
 def rankings(p: Preference) -> list[list[Item]]:
     """The row's items as one strict ranking, or as pairs."""
     if p.ranked:

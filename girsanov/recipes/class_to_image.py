@@ -1,5 +1,6 @@
 """Class-conditional networks (SiT, DiT), tuned to a reward on their classes."""
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
@@ -54,4 +55,19 @@ class ClassToImage(PipelineRecipe):
         index = torch.arange(len(shown))
         null = Cond({"label": torch.tensor([adapter.classes])}, torch.zeros_like(index))
         cond = Cond({"label": torch.tensor(shown)}, index, null)
-        return Asked(source, cond, shown, f"{count} classes, evaluated on {len(shown)} of them.")
+        about = f"{count} classes, evaluated on {len(shown)} of them."
+        return Asked(source, cond, shown, about, lambda texts: conditions(adapter, texts))
+
+
+def conditions(adapter: Adapter, texts: Sequence[str]) -> Cond:
+    """Conditions of the prompts of judged pictures, which are numbers of classes."""
+    assert adapter.classes is not None
+    numbers = [int(text) if text.strip().isdecimal() else -1 for text in texts]
+    for text, number in zip(texts, numbers, strict=True):
+        if not 0 <= number < adapter.classes:
+            raise GirsanovError(
+                f"the prompt {text!r} is no class: prompts of judged pictures are numbers from 0 to "
+                f"{adapter.classes - 1} here"
+            )
+    null = Cond({"label": torch.tensor([adapter.classes])}, torch.zeros(len(texts), dtype=torch.int64))
+    return Cond({"label": torch.tensor(numbers)}, torch.arange(len(texts)), null)

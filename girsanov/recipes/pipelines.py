@@ -22,14 +22,16 @@ from girsanov.errors import GirsanovError
 from girsanov.items import simulate
 from girsanov.methods import METHODS
 from girsanov.methods.base import Method
+from girsanov.methods.preference.base import ErrorPreference
 from girsanov.models import ModelLike
 from girsanov.policy import Policy
 from girsanov.recipes.base import Assembled, Recipe, RunConfig
 from girsanov.recipes.media import draw, write
 from girsanov.recipes.pipeline_evaluation import PipelineEvaluator, told
+from girsanov.recipes.pipeline_preferences import Conditions, LearnedEvaluator, learn
 from girsanov.rewards.base import Reward
 from girsanov.samplers import Sampler
-from girsanov.settings import Count, Natural, NonNegative, settings
+from girsanov.settings import Count, Decay, Natural, NonNegative, settings
 from girsanov.train import PromptSource, Run, TrainConfig
 from girsanov.types import Cond, Prompts
 
@@ -54,7 +56,13 @@ class PipelineRunConfig(RunConfig):
         guidance: scale of classifier-free guidance; the pipeline's own by default, 1 is none.
         guided: where it is used. A policy gradient needs it in rollout and training alike.
         groups, group_size: prompts an iteration, over all processes, and samples of each.
-        pairs: for methods that learn from pairs: how many are drawn before training.
+        data: pictures that people judged, in any layout of ``girsanov data``, for methods that learn from pairs,
+            labels or rankings; the reward is then measured alone.
+        data_limit: the first so many of them.
+        data_items: pictures of a ranking; the most frequent number by default.
+        held_out: share of the data's prompts to test on, where the rows name no split.
+        eval_pairs: how many pairs of held-out prompts are put in order.
+        pairs: without data, how many are drawn before training.
         annotator: temperature of the annotator who judges them by the reward.
         sampler: of evaluations; the pipeline's own, or the nearest one, by default.
         steps: of evaluations.
@@ -79,6 +87,11 @@ class PipelineRunConfig(RunConfig):
     guided: tuple[Literal["rollout", "adjoint", "train"], ...] = ("rollout", "adjoint", "train")
     groups: Count = 4
     group_size: Count = 4
+    data: str | None = None
+    data_limit: Count | None = None
+    data_items: Count | None = None
+    held_out: Decay = 0.1
+    eval_pairs: Count = 64
     pairs: Count = 64
     annotator: NonNegative = 1.0
     sampler: Part[Sampler] | None = None
@@ -99,12 +112,14 @@ class Asked:
         cond: conditions of the evaluation's prompts, one row each.
         meta: what the reward may read of each.
         description: what they are, for reports.
+        conditions: prompts of judged pictures to conditions.
     """
 
     source: PromptSource
     cond: Cond
     meta: Sequence[Any]
     description: str
+    conditions: Conditions
 
 
 class PipelineRecipe(Recipe):
@@ -114,14 +129,19 @@ class PipelineRecipe(Recipe):
     methods: ClassVar[Sequence[str]] = tuple(METHODS)
 
     def defaults(self, method: str) -> dict[str, Any]:
-        """The pipeline's own times for every method that samples, and a solver that suits any process."""
+        """The pipeline's own times for every method that samples, and a solver that suits any process.
+
+        Losses of denoising errors are published without guidance: the rollout alone has it.
+        """
         fields = inspect.signature(METHODS[method]).parameters if method in METHODS else {}
         parts: dict[str, Any] = {}
         if "grid" in fields:
             parts["grid"] = {"kind": "pipeline", "n": STEPS}
         if method == "ode-am":
             parts["sampler"] = {"kind": "gddim", "eta": 0.0}
-        return {"method": parts} if parts else {}
+        found: dict[str, Any] = {"method": parts} if parts else {}
+        on_errors = method in METHODS and issubclass(METHODS[method], ErrorPreference)
+        return found | ({"guided": ["rollout"]} if on_errors else {})
 
     @abstractmethod
     def asked(self, config: Any, adapter: Adapter, device: torch.device) -> Asked:
@@ -134,13 +154,16 @@ class PipelineRecipe(Recipe):
         reward = make(Reward, config.reward)
         judge = None if config.judge is None else make(Reward, config.judge)
         adapter = opened(config)
-        with nullcontext() if accelerator is None else accelerator.main_process_first():
-            asked = self.asked(config, adapter, device)  # fills the cache of embeddings
-        adapter.to(device)
         model = dataclasses.replace(adapter.model(), autocast=config.autocast)
+        method = make(Method, config.method, reward, model.process, adapter.times)
+        learned = None
+        with nullcontext() if accelerator is None else accelerator.main_process_first():
+            asked = self.asked(config, adapter, device)  # fills the caches of embeddings and latents
+            if config.data is not None:
+                learned = learn(method.data, config, adapter, asked.conditions, device)
+        adapter.to(device)
         scale = adapter.guidance() if config.guidance is None else config.guidance
         policy = Policy(model, dict.fromkeys(config.guided, scale))
-        method = make(Method, config.method, reward, model.process, adapter.times)
         sampler = adapter.sampler() if config.sampler is None else make(Sampler, config.sampler, model.process)
         evaluator = PipelineEvaluator(
             sampler,
@@ -156,19 +179,22 @@ class PipelineRecipe(Recipe):
             config.evaluation_seed,
             device,
         )
-        source = asked.source
-        if method.data != "prompts":
+        source: PromptSource = asked.source if learned is None else learned.source
+        if method.data != "prompts" and learned is None:
             source = judged(method.data, config, policy.view("reference", "rollout"), evaluator, device)
         run = Run(policy, method, config.train, source, accelerator)
+        measured = LearnedEvaluator(evaluator, learned) if learned is not None and learned.test else evaluator
+        aim = f"tuned to the reward {reward.name!r}"
+        if learned is not None:
+            aim = f"tuned by {config.method.kind} on {learned.about}; the reward {reward.name!r} is measured alone"
         return Assembled(
             run,
-            evaluator,
+            measured,
             evaluator.sample,
             draw,
-            evaluator.metrics(),
-            f"{type(adapter.pipe).__name__} from `{config.model}`, tuned to the reward {reward.name!r}. "
-            f"{asked.description}",
-            facts(adapter, config, scale),
+            measured.metrics(),
+            f"{type(adapter.pipe).__name__} from `{config.model}`, {aim}. {asked.description}",
+            facts(adapter, config, scale) | ({} if learned is None else learned.facts),
             lambda samples, folder: write(samples, folder, adapter.rate),
             pictured=config.pictured,
             export=lambda run, folder: export(adapter, run, folder),

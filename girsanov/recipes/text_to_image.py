@@ -14,6 +14,7 @@ from girsanov.errors import GirsanovError
 from girsanov.prompt_sets import PromptSet, read_prompts
 from girsanov.prompts import TextPrompts
 from girsanov.recipes.base import RunConfig
+from girsanov.recipes.pipeline_preferences import prompts_in
 from girsanov.recipes.pipelines import Asked, PipelineRecipe, PipelineRunConfig
 from girsanov.settings import Count, settings
 from girsanov.types import Cond
@@ -48,20 +49,24 @@ class TextToImage(PipelineRecipe):
     """Tune a text-conditional pipeline of diffusers to a reward."""
 
     name: ClassVar[str] = "text-to-image"
-    summary: ClassVar[str] = "a pretrained diffusers pipeline and your prompts; model=FOLDER prompts=FILE reward=..."
+    summary: ClassVar[str] = (
+        "a pretrained diffusers pipeline; model=FOLDER with prompts=FILE reward=..., or data=FILE of judged pictures"
+    )
     config: ClassVar[type[RunConfig]] = TextToImageConfig
 
     def asked(self, config: TextToImageConfig, adapter: Adapter, device: torch.device) -> Asked:
         """The prompts, encoded."""
         if adapter.classes is not None:
             raise GirsanovError(f"{config.model} draws classes, not texts: use girsanov run class-to-image")
-        if config.prompts is None:
+        judged, held = ([], []) if config.data is None else prompts_in(config.data, config.held_out)
+        if config.prompts is None and config.data is None:
             raise GirsanovError("prompts is missing: give a file of prompts with prompts=...")
-        training = self.read(config, config.prompts)
-        held_out = training if config.eval_prompts is None else self.read(config, config.eval_prompts)
+        training = plain(judged or held) if config.prompts is None else self.read(config, config.prompts)
+        held_out = training if config.prompts is not None or not held else plain(held)
+        held_out = held_out if config.eval_prompts is None else self.read(config, config.eval_prompts)
         shown = min(config.eval_limit, len(held_out))
         encode = PromptEncoder.cached(adapter, device)
-        every = list(dict.fromkeys([*training.texts, *held_out.texts[:shown]]))
+        every = list(dict.fromkeys([*training.texts, *held_out.texts[:shown], *judged, *held]))
         with quiet():  # what is cut was asked for
             if config.long_prompts == "refuse":
                 for text in (config.negative, *every):
@@ -83,18 +88,33 @@ class TextToImage(PipelineRecipe):
         null = {k: v.expand(shown, *v.shape[1:]) for k, v in encode.negative([config.negative]).items()}
         cond = Cond({**encode(held_out.texts[:shown]), **own}, index, Cond({**null, **own}, index))
         meta = [{"text": t, **m} for t, m in zip(held_out.texts[:shown], held_out.metadata, strict=False)]
-        where = "the same prompts" if config.eval_prompts is None else "held-out prompts"
-        return Asked(source, cond, meta, f"{len(training)} prompts, evaluated on {shown} of {where}.")
+        where = "the same prompts" if held_out is training else "held-out prompts"
+        about = f"{len(training)} prompts, evaluated on {shown} of {where}."
+        return Asked(source, cond, meta, about, lambda texts: conditions(encode, config.negative, texts))
 
     def read(self, config: TextToImageConfig, source: str) -> PromptSet:
         """A set of prompts."""
         return read_prompts(source, config.prompts_column, config.prompts_split, config.prompts_limit)
 
 
+def plain(texts: Sequence[str]) -> PromptSet:
+    """Prompts of which nothing else is known."""
+    return PromptSet(tuple(texts), tuple({} for _ in texts))
+
+
+def conditions(encode: PromptEncoder, negative: str, texts: Sequence[str]) -> Cond:
+    """Conditions of prompts, one sample each; a prompt that comes twice has one row."""
+    row = {text: i for i, text in enumerate(dict.fromkeys(texts))}
+    index = torch.tensor([row[text] for text in texts])
+    return Cond(encode(list(row)), index, Cond(encode.negative([negative]), torch.zeros_like(index)))
+
+
 def pictures(config: TextToImageConfig, adapter: Any, prompts: PromptSet, count: int) -> dict[str, Tensor]:
     """The conditions of the pictures that go with the first prompts, if there are any."""
     if config.prompts_image is None:
         return {}
+    if config.data is not None:
+        raise GirsanovError("judged pictures are learned from without a picture to edit: leave prompts_image out")
     if not hasattr(adapter, "image_conditions"):
         raise GirsanovError(f"{type(adapter.pipe).__name__} takes no pictures to edit: leave prompts_image out")
     found: dict[str, Tensor] = adapter.image_conditions(opened(prompts.column(config.prompts_image)[:count]))
