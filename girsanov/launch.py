@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from girsanov.callbacks import TRACKERS, Alarm, Alarms, Checkpoints, Evaluation, Metrics, Progress
+from girsanov.callbacks import TRACKERS, Alarm, Alarms, Checkpoints, Evaluation, Metrics, Progress, Throughput
 from girsanov.callbacks.alarms import (
     AllDropped,
     KLRange,
@@ -135,6 +135,7 @@ def callbacks_of(launch: Launch, parts: Assembled, quiet: bool) -> list[Callback
     best = "reward" if judge is None else "judge"
     sign = 1.0 if judge is None else judge.sign
     return [
+        Throughput(),
         Metrics(folder),
         Evaluation(parts.evaluate, config.evaluate_every, folder),
         Alarms(alarms, folder, config.stop_on),

@@ -1,6 +1,5 @@
-"""What an iteration measures: means of metrics, and the seconds of each phase."""
+"""What an iteration measures: means of metrics."""
 
-import time
 from collections.abc import Mapping
 
 import torch
@@ -39,17 +38,3 @@ class Meter:
         counts = [float(updates) if n in self.losses else self.weights[n] for n in names]
         values = torch.stack([self.sums[n].cpu() / c for n, c in zip(names, counts, strict=True)])
         return dict(zip(names, reduce.mean_host(values).tolist(), strict=True))
-
-
-class Clock:
-    """Seconds of each phase of an iteration."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self.last = time.perf_counter()
-
-    def lap(self, phase: str) -> None:
-        """Books the time since the last lap under ``time/phase``."""
-        now = time.perf_counter()
-        self.seconds[f"time/{phase}"] = self.seconds.get(f"time/{phase}", 0.0) + now - self.last
-        self.last = now

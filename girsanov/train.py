@@ -15,9 +15,10 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+from girsanov.clock import Clock
 from girsanov.distributed import Reduce
 from girsanov.errors import GirsanovError
-from girsanov.meters import Clock, Meter
+from girsanov.meters import Meter
 from girsanov.methods.base import Method, State, Turn
 from girsanov.models import ModelLike
 from girsanov.noise import generator
@@ -189,7 +190,7 @@ def iterate(run: Run) -> dict[str, float]:
     """One iteration: collect, then the updates; returns its metrics (``time/...`` in seconds)."""
     c, method, policy = run.config, run.method, run.policy
     turn = Turn(c.seed, run.done, c.iterations, policy.device, run.reduce)
-    meter, clock = Meter(), Clock()
+    meter, clock = Meter(), Clock.start(policy.device)
     prompts = run.prompts.batch(run.done, run.reduce.rank, run.reduce.world_size).to(policy.device)
     with torch.no_grad():
         batch = method.collect(policy, prompts, run.state, turn)
@@ -218,7 +219,8 @@ def iterate(run: Run) -> dict[str, float]:
     return {
         **meter.result(run.reduce, c.updates),
         "lr": float(run.schedulers["policy"].get_last_lr()[0]),
-        **clock.seconds,
+        "samples": float(len(batch) * run.reduce.world_size),
+        **clock.result(),
     }
 
 

@@ -1,7 +1,9 @@
-"""What happens around iterations. Their order matters: metrics, evaluation, alarms, trackers, progress, checkpoints.
+"""What happens around iterations. Their order matters: throughput, metrics, evaluation, alarms, trackers, progress,
+checkpoints.
 
-The evaluation adds its numbers to the metrics as ``eval/...``, so the callbacks after it see them; checkpoints come
-last, so that a checkpoint holds what all the others have put into ``run.callback_state``.
+The throughput is added before the metrics are written. The evaluation adds its numbers to the metrics as
+``eval/...``, so the callbacks after it see them; checkpoints come last, so that a
+checkpoint holds what all the others have put into ``run.callback_state``.
 """
 
 from girsanov.callbacks.alarms import ALARMS as ALARMS
@@ -11,4 +13,5 @@ from girsanov.callbacks.checkpoints import Checkpoints as Checkpoints
 from girsanov.callbacks.metrics import Evaluation as Evaluation
 from girsanov.callbacks.metrics import Metrics as Metrics
 from girsanov.callbacks.progress import Progress as Progress
+from girsanov.callbacks.throughput import Throughput as Throughput
 from girsanov.callbacks.trackers import TRACKERS as TRACKERS

@@ -10,6 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from girsanov.clock import phase, scoring
 from girsanov.errors import GirsanovError
 from girsanov.language.data import text_of
 from girsanov.language.generation import Sampling, generate
@@ -51,6 +52,7 @@ def reference_logp(policy: Policy, rows: Completions) -> Tensor:
     return reference_of(policy).logp(rows)
 
 
+@phase("rollout")
 def sampled(
     policy: Policy, prompts: Prompts, sampling: Sampling, turn: Turn, micro_batch: int | None = None
 ) -> Completions:
@@ -79,4 +81,5 @@ class Noises:
 def scored(reward: TextReward, model: LanguageModel, prompts: Prompts, rows: Completions) -> Tensor:
     """Rewards [B] of completions, float64 on their device."""
     texts = model.encoder.texts(rows)
-    return reward([text_of(p) for p in prompts.meta], texts).to(rows.tokens.device)
+    with scoring():
+        return reward([text_of(p) for p in prompts.meta], texts).to(rows.tokens.device)

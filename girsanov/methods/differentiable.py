@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from girsanov.clock import phase, scoring
 from girsanov.errors import GirsanovError
 from girsanov.models import ModelLike
 from girsanov.rewards.base import Reward
@@ -26,7 +27,9 @@ def scores(reward: Reward, model: ModelLike, x0: Tensor, prompts: Prompts) -> Te
 
     Raises GirsanovError if the scores have another shape, are not finite, or do not depend differentiably on x0.
     """
-    r = as_scores(reward(model.decode(x0), prompts), len(x0), reward.name)
+    with phase("decode"):
+        decoded = model.decode(x0)
+    r = as_scores(reward(decoded, prompts), len(x0), reward.name)
     if not r.requires_grad:
         raise GirsanovError(
             f"the reward {reward.name!r} gives no gradient, and this method differentiates it: use {INSTEAD}, or write "
@@ -41,7 +44,7 @@ def reward_gradient(reward: Reward, model: ModelLike, x0: Tensor, prompts: Promp
 
     Raises GirsanovError as ``scores`` does, and if the gradient is not finite.
     """
-    with torch.enable_grad():
+    with torch.enable_grad(), scoring():
         x = x0.detach().requires_grad_(True)
         r = scores(reward, model, x, prompts)
         (gradient,) = torch.autograd.grad(r.sum(), x)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from girsanov.clock import phase
 from girsanov.errors import GirsanovError
 from girsanov.grids import Grid
 from girsanov.methods.base import Turn
@@ -74,7 +75,9 @@ def sample_and_score(
         start = x_T if len(rows) == 1 else x_T[row.to(x_T.device)]
         source = turn.noise(ask.ids, WALK) if sampler.stochastic else None
         path = rollout(model, sampler, grid, start, ask.cond, noise=source, keep=keep)
-        scores.append(submit(reward, model.decode(path.x0), ask))
+        with phase("decode"):
+            decoded = model.decode(path.x0)
+        scores.append(submit(reward, decoded, ask))
         parts.append(path)
     return (parts[0], scores[0]) if len(rows) == 1 else (join(parts, prompts), Stacked(scores))
 

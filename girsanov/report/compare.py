@@ -15,8 +15,10 @@ from girsanov.disk import write_text
 from girsanov.errors import GirsanovError
 from girsanov.folder import RunFolder
 from girsanov.report.data import RunData, Shown
-from girsanov.report.run import STYLES, Chart, pictures, plot, render
+from girsanov.report.run import SPEEDS, STYLES, Chart, pictures, plot, render
 from girsanov.report.svg import Line, legend, rounded
+
+SPEED_COLUMNS = ("samples", "mfu", "peak_mb")
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,17 @@ class Entry:
         found = [run.metric(key) for run in self.runs]
         values = [getattr(m, which) for m in found if m is not None]
         return [v for v in values if v is not None]
+
+    def speeds(self) -> dict[str, float | None]:
+        """Samples a second, MFU and peak memory (MiB): means over the seeds, None where it was not measured."""
+        found = [run.speeds() for run in self.runs]
+        series = {key: [s[key] for s in found if key in s] for key in SPEED_COLUMNS}
+        return {key: mean(values) if values else None for key, values in series.items()}
+
+    def speed(self, key: str) -> str:
+        """One of them as text."""
+        value, (_, form, factor, _) = self.speeds()[key], SPEEDS[key]
+        return "–" if value is None else form.format(factor * value)
 
     def text(self, key: str, which: str = "after") -> str:
         """The mean over seeds with its 95 % interval (Student's t), or one run's value with its own interval.
@@ -77,6 +90,7 @@ def write_comparison(paths: Sequence[Path], out: Path, json_path: Path | None = 
         charts=[comparison_chart(entries, m) for m in metrics.values()],
         seconds=[mean(sum(run.phases().values()) for run in e.runs) for e in entries],
         styles=STYLES,
+        speeds={key: SPEEDS[key][0] for key in measured_speeds(entries)},
     )
     write_text(out, page)
     if json_path is not None:
@@ -105,6 +119,7 @@ def record(entry: Entry) -> dict[str, Any]:
         "seeds": [run.about.get("seed") for run in entry.runs],
         "iterations": first.done,
         "seconds": round(mean(sum(run.phases().values()) for run in entry.runs), 1),
+        "speeds": {key: value for key, value in entry.speeds().items() if value is not None},
         "alarms": [a["alarm"] for run in entry.runs for a in run.alarms],
         "metrics": metrics,
     }
@@ -112,7 +127,9 @@ def record(entry: Entry) -> dict[str, Any]:
 
 def table(entries: Sequence[Entry], metrics: Sequence[Shown]) -> str:
     """The last evaluations as aligned columns, a row a run."""
-    head = ["run", "method", "seeds", "iterations", *(m.label for m in metrics), "alarms"]
+    measured = measured_speeds(entries)
+    speeds = [SPEEDS[key][0] for key in measured]
+    head = ["run", "method", "seeds", "iterations", *(m.label for m in metrics), "alarms", *speeds]
     rows = [
         [
             e.name,
@@ -121,11 +138,17 @@ def table(entries: Sequence[Entry], metrics: Sequence[Shown]) -> str:
             str(e.runs[0].done),
             *(e.text(m.key) for m in metrics),
             str(sum(len(run.alarms) for run in e.runs)),
+            *(e.speed(key) for key in measured),
         ]
         for e in entries
     ]
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
     return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in [head, *rows])
+
+
+def measured_speeds(entries: Sequence[Entry]) -> list[str]:
+    """The speeds that any of the runs has."""
+    return [key for key in SPEED_COLUMNS if any(e.speeds()[key] is not None for e in entries)]
 
 
 def comparison_chart(entries: Sequence[Entry], metric: Shown) -> Chart:

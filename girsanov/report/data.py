@@ -4,6 +4,7 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from girsanov.folder import RunFolder
@@ -125,6 +126,15 @@ class RunData:
     def metric(self, key: str) -> Shown | None:
         """An evaluated number by its key."""
         return next((m for m in self.metrics if m.key == key), None)
+
+    def speeds(self) -> dict[str, float]:
+        """Medians over the iterations of what was measured of the run's speed; the first one, which warms up, apart."""
+        measured = self.iterations[1:] or self.iterations
+        names = {key.removeprefix("speed/") for record in measured for key in record if key.startswith("speed/")}
+        series = {n: [r[f"speed/{n}"] for r in measured if r.get(f"speed/{n}") is not None] for n in names}
+        found = {name: median(values) for name, values in series.items() if values}
+        peaks = [r["speed/peak_mb"] for r in self.iterations if r.get("speed/peak_mb") is not None]
+        return found | ({"peak_mb": max(peaks)} if peaks else {})
 
     def phases(self) -> dict[str, float]:
         """Seconds spent in each phase."""

@@ -17,7 +17,10 @@ from girsanov.report.verdict import verdict
 HERE = Path(__file__).parent
 STYLES = ("line-a", "line-b", "line-c", "line-d", "line-e", "line-grey")
 PHASES = {
-    "collect": "sampling, rewards, adjoints",
+    "rollout": "sampling: network passes without a gradient",
+    "decode": "decoding samples for the reward",
+    "reward": "waiting for scores, and for their gradients",
+    "collect": "the rest of a batch: adjoints, references, advantages",
     "anchor": "scoring before the first of several updates",
     "loss": "forward and backward passes of the loss",
     "update": "optimiser",
@@ -56,6 +59,7 @@ def write_report(folder: RunFolder) -> Path:
         more=[metric_chart(run, m) for m in run.metrics if m.key not in HEADLINES],
         drawings=drawings(folder),
         phases=phases(run),
+        speeds=speeds(run),
     )
     path = folder.path / "report.html"
     write_text(path, page)
@@ -156,6 +160,26 @@ HEADLINES = ("reward", "judge", "diversity", "kl")  # keys with a place of their
 def plot(title: str, lines: list[Line], percent: bool = False, x_label: str = "iteration") -> Chart:
     """A chart as the template takes it."""
     return Chart(title, Markup(chart(lines, title, x_label, percent)), Markup(legend(lines)))  # noqa: S704 (escaped)
+
+
+SPEEDS: dict[str, tuple[str, str, float, str]] = {
+    "samples": ("samples a second", "{:.3g}", 1, "over all processes and whole iterations"),
+    "mfu": ("MFU", "{:.1f} %", 100, "of what the device could have done, in the network's own passes"),
+    "mfu_loss": ("MFU of the training passes", "{:.1f} %", 100, "forward and backward passes of the loss alone"),
+    "peak_mb": ("peak memory", "{:.0f} MiB", 1, "allocated on a GPU, resident in the process elsewhere"),
+    "reward_work": ("reward at work", "{:.3g} s an iteration", 1, "waited for or not; the phase above is the waiting"),
+}
+"""What is measured of a run's speed: name, how it is written, factor, what it means."""
+
+
+def speeds(run: RunData) -> list[dict[str, str]]:
+    """The run's speed: the median iteration, and the peak of the memory."""
+    found = run.speeds()
+    return [
+        {"name": name, "value": form.format(factor * found[key]), "meaning": meaning}
+        for key, (name, form, factor, meaning) in SPEEDS.items()
+        if key in found
+    ]
 
 
 def phases(run: RunData) -> list[dict[str, Any]]:

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from girsanov.clock import Tally, phase, worked
 from girsanov.errors import GirsanovError
 from girsanov.rewards.base import Reward
 from girsanov.rewards.function import FunctionReward, as_reward, load_object
@@ -182,11 +183,13 @@ class PooledScores:
     def result(self) -> Tensor:
         """The scores [B, 1], in the order of the samples; NaN where one was dropped."""
         try:
-            parts = [self._part(f, n) for f, n in zip(self.futures, self.sizes, strict=True)]
+            with phase("reward"):
+                parts = [self._part(f, n) for f, n in zip(self.futures, self.sizes, strict=True)]
         except BaseException:
             for future in self.futures:
                 future.cancel()
             raise
+        worked(self.pool._crew.busy.take())
         return torch.cat(parts)[:, None]
 
     def _part(self, future: "Future[Tensor]", n: int) -> Tensor:
@@ -217,6 +220,7 @@ class Crew:
         self.threads: list[threading.Thread] = []
         self.crew: list[Worker] = []
         self.closed = False
+        self.busy = Tally()
 
     def put(self, x: Tensor, prompts: Prompts) -> "Future[Tensor]":
         """Queues a call; starts the workers at the first one."""
@@ -238,7 +242,9 @@ class Crew:
                 future, x, prompts = job
                 if future.set_running_or_notify_cancel():
                     try:
-                        future.set_result(self.attempt(worker, x, prompts))
+                        with self.busy.timing():
+                            scores = self.attempt(worker, x, prompts)
+                        future.set_result(scores)
                     except BaseException as error:  # noqa: BLE001 (the one who waits must hear of it)
                         future.set_exception(error)
         finally:

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from girsanov.clock import scoring
 from girsanov.errors import GirsanovError
 from girsanov.rewards.base import Reward
 from girsanov.types import Prompts
@@ -60,7 +61,8 @@ def submit(reward: Reward, x: Tensor, prompts: Prompts) -> Pending:
     own = getattr(reward, "submit", None)
     if own is not None:
         return own(x, prompts)
-    scores = as_scores(reward(x, prompts), len(x), reward.name)
+    with scoring():
+        scores = as_scores(reward(x, prompts), len(x), reward.name)
     check_finite(scores.detach(), reward.name)
     return Done(scores[:, None])
 

@@ -117,7 +117,7 @@ def test_the_report_is_one_file_that_says_what_happened(tuned: Path) -> None:
 def test_the_command_in_the_report_repeats_the_run(tuned: Path, tmp_path: Path) -> None:
     command = RunFolder.open(tuned).facts["command"].replace(str(tuned), str(tmp_path / "again")).split()
     assert main(command[1:]) == 0
-    times = re.compile(r', "time/[a-z]+": [0-9.e-]+')
+    times = re.compile(r', "(time|speed)/[a-z_]+": [0-9.e-]+')
     first, second = ((p / "metrics.jsonl").read_text() for p in (tuned, tmp_path / "again"))
     assert times.sub("", first) == times.sub("", second)
 
@@ -471,5 +471,5 @@ def test_a_damaged_checkpoint_is_skipped_on_resume(tmp_path: Path, capsys: pytes
     assert main(["run", "mixture", "--out", str(out), "--resume"]) == 0
     sentence = f"skipped: {newest} is no whole checkpoint, state.pt is not as it was written: delete it and go on from"
     assert sentence in capsys.readouterr().out
-    times = re.compile(r', "time/[a-z]+": [0-9.e-]+')
+    times = re.compile(r', "(time|speed)/[a-z_]+": [0-9.e-]+')
     assert times.sub("", (out / "metrics.jsonl").read_text()) == times.sub("", before)

@@ -16,7 +16,8 @@ SMALL = ["environment.dt=0.2", "batch=16", "samples=100", "train.iterations=3", 
 def lines(folder: Path, kind: str | None) -> list[dict[str, float]]:
     """The metrics of a kind, times left out."""
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in r.items() if not k.startswith("time/")} for r in rows if r.get("kind") == kind]
+    measured = ("time/", "speed/")
+    return [{k: v for k, v in r.items() if not k.startswith(measured)} for r in rows if r.get("kind") == kind]
 
 
 @pytest.mark.parametrize("recipe", ["lq", pytest.param("pairs", marks=pytest.mark.slow)])

@@ -9,7 +9,7 @@ from pathlib import Path
 from girsanov.checkpoint import checkpoints, verify
 
 ROOT = Path(__file__).resolve().parents[2]
-TIME = re.compile(r', "time/[a-z]+": [0-9.e-]+')
+TIME = re.compile(r', "(time|speed)/[a-z_]+": [0-9.e-]+')
 
 
 def lines(path: Path) -> list[str]:

@@ -41,7 +41,7 @@ def data(tmp_path_factory) -> Path:
 
 def numbers(out: Path) -> list[dict]:
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if not k.startswith("time/") and k != "lr"} for line in lines]
+    return [{k: v for k, v in line.items() if not k.startswith(("time/", "speed/")) and k != "lr"} for line in lines]
 
 
 def run(out: Path, model: Path, *options: str) -> int:

@@ -40,7 +40,7 @@ def curve(run: Run, n: int) -> list[dict[str, float]]:
     """The metrics of n iterations, times left out."""
     rows = []
     for _ in range(n):
-        rows.append({k: v for k, v in iterate(run).items() if not k.startswith("time/")})
+        rows.append({k: v for k, v in iterate(run).items() if not k.startswith(("time/", "speed/"))})
         run.done += 1
     return rows
 

@@ -42,7 +42,7 @@ def curve(run: Run) -> list[dict[str, float]]:
         def start(self, run: Run) -> None: ...
 
         def iteration(self, run: Run, metrics: dict[str, float]) -> None:
-            rows.append({k: v for k, v in metrics.items() if not k.startswith("time/")})
+            rows.append({k: v for k, v in metrics.items() if not k.startswith(("time/", "speed/"))})
 
         def end(self, run: Run) -> None: ...
 

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from girsanov.clock import phase
 from girsanov.errors import GirsanovError
 from girsanov.grids import Grid
 from girsanov.kernels import Kernel
@@ -93,7 +94,9 @@ class Trees(Paths):
 
         start, cond = x_T[roots], prompts.cond.take(roots.to(prompts.cond.index.device))
         path = rollout(model, sampler, grid, start, cond, noise=noise, branch=branch)
-        return path, submit(reward, model.decode(path.x0), prompts)
+        with phase("decode"):
+            decoded = model.decode(path.x0)
+        return path, submit(reward, decoded, prompts)
 
     def rewards(self, scores: Tensor, path: Trajectory) -> dict[int, Tensor]:
         """Number of nodes of a depth -> their rewards [n, R], from the leaves' scores [leaves, R]."""
