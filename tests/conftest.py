@@ -1,6 +1,7 @@
 """What every test shares: one thread, no network, the default dtype left as it was found."""
 
 import os
+import signal
 
 # Before torch, transformers or matplotlib are imported: they read these once.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -29,3 +30,11 @@ def default_dtype() -> Iterator[None]:
     before = torch.get_default_dtype()
     yield
     torch.set_default_dtype(before)
+
+
+@pytest.fixture
+def interrupts() -> Iterator[None]:
+    """Ctrl-C as in a terminal, here and in processes started from here: a shell's background job ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

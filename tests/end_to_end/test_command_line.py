@@ -244,7 +244,7 @@ def test_an_interrupt_finishes_the_iteration_saves_and_says_how_to_go_on(
 
 
 def test_a_second_interrupt_stops_at_once_and_keeps_what_was_saved(
-    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, interrupts: None
 ) -> None:
     out, build = tmp_path / "run", MixtureRecipe.build
 

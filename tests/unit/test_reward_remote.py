@@ -311,7 +311,7 @@ def test_wrong_settings(wrong, said):
     assert str(error.value) == said
 
 
-def test_the_command_serves_a_function_until_it_is_interrupted(tmp_path):
+def test_the_command_serves_a_function_until_it_is_interrupted(tmp_path, interrupts):
     """Ctrl-C is a normal end: exit code 0."""
     (tmp_path / "mine.py").write_text("def fn(images, labels):\n    return images.flatten(1).sum(1)\n")
     command = [sys.executable, "-m", "girsanov.cli", "serve-reward", str(tmp_path / "mine.py") + ":fn", "--port", "0"]
