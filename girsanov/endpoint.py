@@ -30,6 +30,18 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
+class Refused(GirsanovError):
+    """An answer that is an error of HTTP.
+
+    Attributes:
+        code: its number.
+    """
+
+    def __init__(self, code: int, sentence: str) -> None:
+        super().__init__(sentence)
+        self.code = code
+
+
 @dataclass(frozen=True)
 class Endpoint:
     """The address of a server and how to ask it.
@@ -70,7 +82,20 @@ class Endpoint:
 
     def post(self, path: str, body: bytes) -> bytes:
         """The answer to a JSON body. Raises GirsanovError in one sentence when there is none."""
+        return self._ask(path, body)
+
+    def reach(self, path: str) -> None:
+        """Raises GirsanovError if nothing answers, or the secret is refused; any other answer will do."""
+        try:
+            self._ask(path, None)
+        except Refused as refusal:
+            if refusal.code in (401, 403, *AGAIN):
+                raise
+
+    def _ask(self, path: str, body: bytes | None) -> bytes:
+        """The answer to a POST, or to a GET where there is no body."""
         tries = f"{self.retries + 1} tries" if self.retries else "1 try"
+        error: GirsanovError
         wait = 0.0
         for attempt in range(self.retries + 1):
             if attempt:
@@ -95,26 +120,26 @@ class Endpoint:
                 )
         raise error
 
-    def _once(self, path: str, body: bytes) -> bytes:
+    def _once(self, path: str, body: bytes | None) -> bytes:
         headers = {"Content-Type": "application/json"}
         if self.secret:
             headers["Authorization"] = f"Bearer {self.secret}"
         handlers: list[Any] = [_NoRedirect]
         if self.local:
             handlers.append(urllib.request.ProxyHandler({}))
-        call = urllib.request.Request(f"{self.url}{path}", body, headers, method="POST")
+        call = urllib.request.Request(f"{self.url}{path}", body, headers, method="GET" if body is None else "POST")
         with urllib.request.build_opener(*handlers).open(call, timeout=self.timeout) as response:
             return read_within(response, self.timeout, self.what)
 
-    def _refusal(self, refusal: urllib.error.HTTPError) -> GirsanovError:
+    def _refusal(self, refusal: urllib.error.HTTPError) -> "Refused":
         if refusal.code == 401:
-            return GirsanovError(f"the {self.what} {self.url} refused the token: {self.if_refused}")
+            return Refused(401, f"the {self.what} {self.url} refused the token: {self.if_refused}")
         try:
             said = json.loads(refusal.read(65536))["error"]
             sentence = said["message"] if isinstance(said, dict) else said
         except (ValueError, KeyError, TypeError, OSError):
             sentence = refusal.reason or "no reason given"
-        return GirsanovError(f"the {self.what} {self.url} answered {refusal.code}: {sentence}")
+        return Refused(refusal.code, f"the {self.what} {self.url} answered {refusal.code}: {sentence}")
 
 
 def asked_wait(refusal: urllib.error.HTTPError) -> float:

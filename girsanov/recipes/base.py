@@ -10,12 +10,13 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from girsanov.config import Part
+from girsanov.config import Part, make
 from girsanov.errors import GirsanovError
 from girsanov.methods.base import Method
 from girsanov.models import Model, ModelLike
 from girsanov.policy import Policy
 from girsanov.report.svg import Line
+from girsanov.rewards.base import Reward
 from girsanov.settings import Count, Positive, settings
 from girsanov.train import Run, TrainConfig
 
@@ -64,6 +65,13 @@ class RunConfig:
 
             add_lora(model.net, rank=self.lora, seed=self.train.seed)
         return Policy(dataclasses.replace(model, autocast=self.autocast), guidance)
+
+
+def reward_of(part: Part[Reward], device: torch.device) -> Reward:
+    """The reward that a part describes, loaded for samples on ``device``: what it lacks is told before any work."""
+    reward = make(Reward, part)
+    reward.prepare(device)
+    return reward
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from girsanov.predictions import Prediction
 from girsanov.pretrain import PretrainConfig, make_model, pretrain
 from girsanov.processes import Process
 from girsanov.prompts import ClassPrompts
-from girsanov.recipes.base import Assembled, Recipe, RunConfig
+from girsanov.recipes.base import Assembled, Recipe, RunConfig, reward_of
 from girsanov.recipes.digits_data import CLASSES, SHAPE, Digits, balanced_labels, digit_prompts, load_digits
 from girsanov.recipes.digits_evaluation import METRICS, Evaluator
 from girsanov.recipes.digits_pictures import draw, read, write
@@ -201,7 +201,8 @@ def judge_of_digits() -> Judge:
 def evaluator_of(config: DigitsConfig, digits: Digits, device: torch.device, process: Process) -> Evaluator:
     """The judge with what it needs to see pictures."""
     judge = judge_of_digits()
-    sampler, grid, reward = make(Sampler, config.sampler), make(Grid, config.grid, process), make(Reward, config.reward)
+    sampler, grid = make(Sampler, config.sampler), make(Grid, config.grid, process)
+    reward = reward_of(config.reward, device)
     return Evaluator(sampler, grid, judge, reward, digits.generator.x, config.samples, config.evaluation_seed, device)
 
 

@@ -25,7 +25,7 @@ from girsanov.methods.base import Method
 from girsanov.methods.preference.base import ErrorPreference
 from girsanov.models import ModelLike
 from girsanov.policy import Policy
-from girsanov.recipes.base import Assembled, Recipe, RunConfig
+from girsanov.recipes.base import Assembled, Recipe, RunConfig, reward_of
 from girsanov.recipes.media import draw, write
 from girsanov.recipes.pipeline_evaluation import PipelineEvaluator, told
 from girsanov.recipes.pipeline_preferences import Conditions, LearnedEvaluator, learn
@@ -151,8 +151,8 @@ class PipelineRecipe(Recipe):
         """Pipeline, prompts, reward, method and evaluation."""
         if config.model is None:
             raise GirsanovError("model is missing: give the folder or the name of a pipeline with model=...")
-        reward = make(Reward, config.reward)
-        judge = None if config.judge is None else make(Reward, config.judge)
+        reward = reward_of(config.reward, device)
+        judge = None if config.judge is None else reward_of(config.judge, device)
         adapter = opened(config)
         model = dataclasses.replace(adapter.model(), autocast=config.autocast)
         method = make(Method, config.method, reward, model.process, adapter.times)

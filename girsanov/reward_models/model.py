@@ -61,6 +61,10 @@ class RewardModel(Reward):
         self.shift, self.pessimism, self.name, self.notes = shift, pessimism, name, dict(notes or {})
         self.differentiable = config.differentiable
 
+    def prepare(self, device: torch.device | str = "cpu") -> None:
+        """Moves the network."""
+        self.net.to(device)
+
     def __call__(self, x: Tensor, prompts: Prompts) -> Tensor:
         """Scores [B] of samples [B, *D] in the dtype of x (float32 for token ids)."""
         return self.score(x, prompts.cond)
@@ -132,13 +136,20 @@ def is_reward_model(folder: str | Path) -> bool:
     return (Path(folder) / MARKER).is_file()
 
 
-def load_reward_model(folder: str | Path, pessimism: float = 0.0) -> RewardModel:
-    """The reward model of a folder. Raises GirsanovError in one sentence if there is none, or it is damaged."""
+def read_scorer(folder: str | Path) -> ScorerConfig:
+    """The configuration of the network of a folder. Raises GirsanovError in one sentence if there is none."""
     settings = read_settings(folder, MARKER, FORMAT, SCHEMA)
     with damaged(folder):
         if settings["scorer"]["kind"] not in SCORERS:
             raise GirsanovError(f"unknown network {settings['scorer']['kind']!r}")
-        config: ScorerConfig = construct(ScorerConfig, settings["scorer"])
+        found: ScorerConfig = construct(ScorerConfig, settings["scorer"])
+    return found
+
+
+def load_reward_model(folder: str | Path, pessimism: float = 0.0) -> RewardModel:
+    """The reward model of a folder. Raises GirsanovError in one sentence if there is none, or it is damaged."""
+    settings, config = read_settings(folder, MARKER, FORMAT, SCHEMA), read_scorer(folder)
+    with damaged(folder):
         net = config.build()
         net.load_state_dict(read_tensors(folder, settings), strict=True, assign=True)
     return RewardModel(config, net, float(settings["shift"]), pessimism, Path(folder).name, settings["notes"])

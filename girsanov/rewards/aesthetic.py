@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from girsanov.errors import GirsanovError
 from girsanov.rewards.base import Reward
+from girsanov.rewards.once import Once
 from girsanov.types import Prompts
 
 Features = Callable[[Tensor], Tensor]
@@ -111,6 +112,11 @@ def _layers(tensors: Mapping[str, Tensor], path: str | Path) -> tuple[list[Tenso
     return [l["weight"] for l in layers], [l["bias"] for l in layers]
 
 
+def given(head: nn.Module | str | Path) -> nn.Module:
+    """A head, or that of a file."""
+    return head if isinstance(head, nn.Module) else load_head(head)
+
+
 class Aesthetic(Reward):
     """A head on normalised features.
 
@@ -127,12 +133,17 @@ class Aesthetic(Reward):
         self, features: Features, head: nn.Module | str | Path, differentiable: bool = True, normalise: bool = True
     ) -> None:
         self.features = features
-        self.head = head if isinstance(head, nn.Module) else load_head(head)
+        self.head, self.layers = head, Once(given, head)
         self.differentiable = differentiable
         self.normalise = normalise
 
+    def prepare(self, device: torch.device | str = "cpu") -> None:
+        """Loads the head. Raises GirsanovError if there is none."""
+        self.layers().to(device)
+
     def __call__(self, x: Tensor, prompts: Prompts) -> Tensor:
         """Scores [B]."""
+        head = self.layers()
         with torch.set_grad_enabled(self.differentiable and torch.is_grad_enabled()):
             phi = self.features(x)
             if phi.ndim != 2 or len(phi) != len(x):
@@ -140,10 +151,10 @@ class Aesthetic(Reward):
                     f"the feature function returned shape {list(phi.shape)} for {len(x)} images: it must return "
                     f"[{len(x)}, F]"
                 )
-            width = next((p.shape[1] for p in self.head.parameters() if p.ndim == 2), phi.shape[1])
+            width = next((p.shape[1] for p in head.parameters() if p.ndim == 2), phi.shape[1])
             if phi.shape[1] != width:
                 raise GirsanovError(
                     f"the head reads {width} features and the feature function returns {phi.shape[1]}: they do not "
                     "belong together"
                 )
-            return self.head.to(phi)(F.normalize(phi, dim=1) if self.normalise else phi)
+            return head.to(phi)(F.normalize(phi, dim=1) if self.normalise else phi)

@@ -1,7 +1,12 @@
-"""What a reward is: a score of each decoded sample, larger is better."""
+"""What a reward is: a score of each decoded sample, larger is better.
+
+A reward is cheap to construct: reading a configuration does it, to check the settings. What takes long (weights, a
+server) waits for ``prepare``, which a run calls before any work, or for the first call.
+"""
 
 from abc import ABC, abstractmethod
 
+import torch
 from torch import Tensor
 
 from girsanov.types import Prompts
@@ -18,6 +23,12 @@ class Reward(ABC):
 
     name: str = "reward"
     differentiable: bool = False
+
+    def prepare(self, device: torch.device | str = "cpu") -> None:  # noqa: B027 (most need nothing)
+        """Loads what scoring needs, for samples on ``device``, and says now what would go wrong later.
+
+        May be called again. Raises GirsanovError if a model, a file, a package or a server is missing.
+        """
 
     @abstractmethod
     def __call__(self, x: Tensor, prompts: Prompts) -> Tensor:

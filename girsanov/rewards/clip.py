@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from girsanov.rewards.base import Reward
+from girsanov.rewards.once import Once
 from girsanov.rewards.pixels import Fit, pixels, texts
 from girsanov.rewards.pretrained import pretrained
 from girsanov.types import Prompts
@@ -40,6 +41,10 @@ class Towers:
     def load(cls, model: str, processor: str | None = None) -> "Towers":
         """From a folder or a name; the tokenizer from another one where that is given."""
         return cls(pretrained("CLIPModel", model), pretrained("CLIPTokenizer", processor or model))
+
+    def to(self, device: torch.device | str) -> None:
+        """Moves them."""
+        self.model.to(device)
 
     def images(self, x: Tensor) -> Tensor:
         """Features [B, F] of images [B, 1 or 3, H, W] in [-1, 1]; carries a gradient."""
@@ -78,16 +83,20 @@ class CLIPScore(Reward):
     """
 
     name = "clip-score"
+    differentiable = True
 
     def __init__(self, model: str = "openai/clip-vit-large-patch14", scale: float = 100.0, prefix: str = "") -> None:
         self.model, self.scale, self.prefix = str(model), scale, prefix
-        self.towers = Towers.load(self.model)
-        self.differentiable = True
+        self.towers = Once(Towers.load, self.model)
+
+    def prepare(self, device: torch.device | str = "cpu") -> None:
+        """Loads the model. Raises GirsanovError if there is none."""
+        self.towers().to(device)
 
     def __call__(self, x: Tensor, prompts: Prompts) -> Tensor:
         """Scores [B]. Raises GirsanovError if the prompts are no texts."""
         words = [self.prefix + text for text in texts(prompts.meta, len(x), self.name)]
-        return self.scale * self.towers.agreement(x, words)
+        return self.scale * self.towers().agreement(x, words)
 
 
 class PickScore(Reward):
@@ -99,6 +108,7 @@ class PickScore(Reward):
     """
 
     name = "pick-score"
+    differentiable = True
 
     def __init__(
         self,
@@ -106,10 +116,14 @@ class PickScore(Reward):
         processor: str | None = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
     ) -> None:
         self.model, self.processor = str(model), processor
-        self.towers = Towers.load(self.model, processor)
-        self.differentiable = True
+        self.towers = Once(Towers.load, self.model, processor)
+
+    def prepare(self, device: torch.device | str = "cpu") -> None:
+        """Loads the model. Raises GirsanovError if there is none."""
+        self.towers().to(device)
 
     def __call__(self, x: Tensor, prompts: Prompts) -> Tensor:
         """Scores [B]. Raises GirsanovError if the prompts are no texts."""
-        cosines = self.towers.agreement(x, texts(prompts.meta, len(x), self.name))
-        return self.towers.model.logit_scale.exp().to(cosines) * cosines
+        towers = self.towers()
+        cosines = towers.agreement(x, texts(prompts.meta, len(x), self.name))
+        return towers.model.logit_scale.exp().to(cosines) * cosines

@@ -38,7 +38,16 @@ class WeightedSum(Reward):
         if not all(math.isfinite(w) for w in self.weights):
             raise GirsanovError("the weights of a sum of rewards must be finite numbers")
         self.name = name
-        self.differentiable = all(part.differentiable for part in self.parts)
+
+    @property
+    def differentiable(self) -> bool:  # type: ignore[override]
+        """Whether all parts are."""
+        return all(part.differentiable for part in self.parts)
+
+    def prepare(self, device: torch.device | str = "cpu") -> None:
+        """Every part, one after the other."""
+        for part in self.parts:
+            part.prepare(device)
 
     @property
     def column_weights(self) -> Tensor:

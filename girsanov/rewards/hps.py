@@ -9,14 +9,23 @@ a square, not cropped. Differentiable in x.
 Reference: Wu et al. 2023, arXiv:2306.09341 (HPSv2; v2.1 is a later checkpoint of github.com/tgxs002/HPSv2).
 """
 
+import torch
 from torch import Tensor
 
 from girsanov.rewards.base import Reward
 from girsanov.rewards.clip import Towers
+from girsanov.rewards.once import Once
 from girsanov.rewards.open_clip import from_open_clip
 from girsanov.rewards.pixels import texts
 from girsanov.rewards.pretrained import fill, pretrained, read_tensors, transformers
 from girsanov.types import Prompts
+
+
+def load(weights: str, base: str) -> Towers:
+    """The towers with the weights of a checkpoint. Raises GirsanovError if there are none, or they are another's."""
+    model = transformers().CLIPModel(pretrained("CLIPConfig", base))
+    fill(model, from_open_clip(read_tensors(weights)), weights)
+    return Towers(model, pretrained("CLIPTokenizer", base), fit="pad")
 
 
 class HPSv2(Reward):
@@ -28,6 +37,7 @@ class HPSv2(Reward):
     """
 
     name = "hpsv2"
+    differentiable = True
 
     def __init__(
         self,
@@ -35,11 +45,12 @@ class HPSv2(Reward):
         base: str = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
     ) -> None:
         self.weights, self.base = str(weights), str(base)
-        model = transformers().CLIPModel(pretrained("CLIPConfig", self.base))
-        fill(model, from_open_clip(read_tensors(self.weights)), self.weights)
-        self.towers = Towers(model, pretrained("CLIPTokenizer", self.base), fit="pad")
-        self.differentiable = True
+        self.towers = Once(load, self.weights, self.base)
+
+    def prepare(self, device: torch.device | str = "cpu") -> None:
+        """Loads the model. Raises GirsanovError if there is none."""
+        self.towers().to(device)
 
     def __call__(self, x: Tensor, prompts: Prompts) -> Tensor:
         """Scores [B]. Raises GirsanovError if the prompts are no texts."""
-        return self.towers.agreement(x, texts(prompts.meta, len(x), self.name))
+        return self.towers().agreement(x, texts(prompts.meta, len(x), self.name))

@@ -78,6 +78,10 @@ class OCRAccuracy(Reward):
     def __init__(self, engine: Engine = tesseract, column: str = "ocr") -> None:
         self.engine, self.column = engine, column
 
+    def prepare(self, device: torch.device | str = "cpu") -> None:
+        """Reads a white page. Raises GirsanovError where the engine is not installed."""
+        self.engine(np.full((32, 32, 3), 255, np.uint8))
+
     def __call__(self, x: Tensor, prompts: Prompts) -> Tensor:
         """Scores [B] in [0, 1]. Raises GirsanovError if a prompt says nothing that is to be written."""
         wanted = [self.wanted(m, t) for m, t in zip(prompts.meta, texts(prompts.meta, len(x), self.name), strict=True)]

@@ -3,9 +3,8 @@
 ``PooledReward.submit`` hands samples to workers and returns at once, so the next samples are rolled out while these
 are scored; ``result`` waits and gives the scores in the order of the samples. A reward that raises, hangs, returns
 text, or the wrong number of scores fails for the samples of that call; one that returns NaN fails for those samples.
-What a failure means is an object: ``Raise()`` ends the run with a sentence (what was saved stays), ``Drop()`` scores
-NaN, which masks the sample out of the loss, ``Fallback(score)`` puts a number in its place. The last two log the
-sentence, the more rarely the more often it happens.
+What a failure means is an object (``failures.py``); one that lets samples pass logs the sentence, the more rarely the
+more often it happens.
 """
 
 import logging
@@ -13,10 +12,8 @@ import math
 import queue
 import threading
 import weakref
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -25,84 +22,17 @@ from torch import Tensor
 from girsanov.clock import Tally, phase, worked
 from girsanov.errors import GirsanovError
 from girsanov.rewards.base import Reward
-from girsanov.rewards.function import FunctionReward, as_reward, load_object
-from girsanov.rewards.scores import as_scores, not_finite
-from girsanov.rewards.workers import Call, Failed, Threads, Worker, Workers
+from girsanov.rewards.calls import Call, Failed, as_call
+from girsanov.rewards.failures import Drop as Drop
+from girsanov.rewards.failures import Fallback as Fallback
+from girsanov.rewards.failures import OnFailure as OnFailure
+from girsanov.rewards.failures import Raise as Raise
+from girsanov.rewards.function import as_reward, load_object
+from girsanov.rewards.scores import not_finite
+from girsanov.rewards.workers import Threads, Worker, Workers
 from girsanov.types import Cond, Prompts
 
 log = logging.getLogger("girsanov")
-
-
-class OnFailure(ABC):
-    """What becomes of samples whose reward failed."""
-
-    @abstractmethod
-    def __call__(self, error: GirsanovError) -> float:
-        """Their score; may raise the error."""
-
-
-@dataclass(frozen=True)
-class Raise(OnFailure):
-    """Ends the run: the reward is wrong and should be mended."""
-
-    def __call__(self, error: GirsanovError) -> float:
-        """Raises."""
-        raise error
-
-
-@dataclass(frozen=True)
-class Drop(OnFailure):
-    """Masks the samples out of the loss."""
-
-    def __call__(self, error: GirsanovError) -> float:
-        """NaN."""
-        return float("nan")
-
-
-@dataclass(frozen=True)
-class Fallback(OnFailure):
-    """A number in place of the missing score."""
-
-    score: float
-
-    def __call__(self, error: GirsanovError) -> float:
-        """The number."""
-        return self.score
-
-
-FAILURES: dict[str, type[OnFailure]] = {"raise": Raise, "drop": Drop, "fallback": Fallback}
-"""Every answer to a failure by name."""
-
-
-@dataclass(frozen=True)
-class FunctionCall:
-    """``fn(images, metadata)`` as a call of workers."""
-
-    fn: Callable[[Tensor, list[Any]], Any]
-    name: str
-
-    def __call__(self, x: Tensor, prompts: Prompts) -> Tensor:
-        return host(as_scores(self.fn(x, list(prompts.meta)), len(x), self.name))
-
-
-@dataclass(frozen=True)
-class RewardCall:
-    """``reward(x, prompts)`` as a call of workers."""
-
-    reward: Reward
-
-    def __call__(self, x: Tensor, prompts: Prompts) -> Tensor:
-        return host(as_scores(self.reward(x, prompts), len(x), self.reward.name))
-
-
-def host(scores: Tensor) -> Tensor:
-    """The scores as float64 on the host, without a graph."""
-    return scores.detach().to("cpu", torch.float64)
-
-
-def as_call(reward: Reward) -> Call:
-    """What workers run: a user's function without the check that would refuse a whole batch for one NaN."""
-    return FunctionCall(reward.fn, reward.name) if isinstance(reward, FunctionReward) else RewardCall(reward)
 
 
 class PooledReward(Reward):
@@ -141,6 +71,10 @@ class PooledReward(Reward):
         self.on_failure, self.chunk = on_failure, chunk
         self._crew = Crew(as_call(wrapped), self.name, self.workers, timeout, retries)
         weakref.finalize(self, self._crew.close)
+
+    def prepare(self, device: torch.device | str = "cpu") -> None:
+        """Starts the workers; each loads the reward where it will call it, on the host. Raises GirsanovError."""
+        self._crew.prepare()
 
     def submit(self, x: Tensor, prompts: Prompts) -> "PooledScores":
         """Starts scoring samples [B, *D] and returns at once; the result is [B, 1] in float64 on the host."""
@@ -223,17 +157,43 @@ class Crew:
         self.busy = Tally()
 
     def put(self, x: Tensor, prompts: Prompts) -> "Future[Tensor]":
-        """Queues a call; starts the workers at the first one."""
+        """Queues a call; starts the workers if none are at work."""
         if self.closed:
-            raise GirsanovError(f"the pool of the reward {self.name!r} is closed: make a new one")
+            raise self.over()
         if not self.crew:
-            self.crew = [self.workers.start(self.call) for _ in range(self.workers.count)]
-            self.threads = [threading.Thread(target=self.feed, args=(w,), daemon=True) for w in self.crew]
-            for thread in self.threads:
-                thread.start()
+            self.employ([self.workers.start(self.call) for _ in range(self.workers.count)])
         future: Future[Tensor] = Future()
         self.jobs.put((future, x, prompts))
         return future
+
+    def prepare(self) -> None:
+        """Starts the workers, if none are at work, and lets each load what it needs. Raises GirsanovError."""
+        if self.closed:
+            raise self.over()
+        if self.crew:
+            return
+        crew = [self.workers.start(self.call) for _ in range(self.workers.count)]
+        try:
+            with ThreadPoolExecutor(len(crew)) as pool:
+                list(pool.map(lambda worker: worker.prepare(), crew))
+        except BaseException as error:
+            for worker in crew:
+                worker.close()
+            if isinstance(error, Failed):
+                raise GirsanovError(f"the reward {self.name!r} raised {error}; mend it") from None
+            raise
+        self.employ(crew)
+
+    def employ(self, crew: list[Worker]) -> None:
+        """Sets workers to work."""
+        self.crew = crew
+        self.threads = [threading.Thread(target=self.feed, args=(w,), daemon=True) for w in crew]
+        for thread in self.threads:
+            thread.start()
+
+    def over(self) -> GirsanovError:
+        """What is said once the pool is closed."""
+        return GirsanovError(f"the pool of the reward {self.name!r} is closed: make a new one")
 
     def feed(self, worker: Worker) -> None:
         """Gives a worker one job after another until the pool closes."""
@@ -253,7 +213,7 @@ class Crew:
     def attempt(self, worker: Worker, x: Tensor, prompts: Prompts) -> Tensor:
         """Scores [n] of one job, retries included. Raises GirsanovError."""
         tries = f" ({self.retries + 1} tries)" if self.retries else ""
-        error = GirsanovError(f"the pool of the reward {self.name!r} is closed: make a new one")
+        error = self.over()
         for _ in range(self.retries + 1):
             if self.closed:
                 break

@@ -62,6 +62,10 @@ class RemoteReward(Reward):
         self.token = None  # the secret stays out of what a run writes down about its parts
         self.encode, self.name = encode, name
 
+    def prepare(self, device: torch.device | str = "cpu") -> None:
+        """Asks whether the server is there. Raises GirsanovError if it is not, or refuses the token."""
+        self.endpoint.reach("/")
+
     def __call__(self, x: Tensor, prompts: Prompts) -> Tensor:
         """The server's scores [B]; NaN where it has none. Raises GirsanovError if it cannot be asked."""
         found = list[float]()

@@ -18,7 +18,7 @@ import torch
 from girsanov.endpoint import is_loopback
 from girsanov.errors import GirsanovError
 from girsanov.rewards.base import Reward
-from girsanov.rewards.pool import as_call
+from girsanov.rewards.calls import as_call
 from girsanov.rewards.scores import told
 from girsanov.rewards.wire import TOKEN_VARIABLE, answer, read_request
 
@@ -211,7 +211,11 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def serve_reward(reward: Reward, host: str = "127.0.0.1", port: int = 8000, max_mb: int = 256) -> None:
-    """Serves a reward until it is interrupted; prints the address. The token comes from the environment."""
+    """Serves a reward, which is loaded first, until it is interrupted; prints the address.
+
+    The token comes from the environment.
+    """
+    reward.prepare("cpu")
     server = RewardServer(reward, host=host, port=port, max_bytes=max_mb * 2**20)
     guarded = "with a token" if server.token else "without a token, to this machine only"
     print(f"serving the reward {reward.name!r} at {server.url} {guarded}; stop with Ctrl-C", flush=True)

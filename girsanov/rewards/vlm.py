@@ -117,6 +117,10 @@ class VLMReward(Reward):
             self.url, "judge", self.timeout, self.retries, self.pause, secret, if_refused=f"set {KEY_VARIABLE}"
         )
 
+    def prepare(self, device: torch.device | str = "cpu") -> None:
+        """Asks whether the server is there. Raises GirsanovError if it is not, or refuses the token."""
+        self.endpoint.reach("/models")
+
     def __call__(self, x: Tensor, prompts: Prompts) -> Tensor:
         """Ratings [B]; NaN where a reply held none. Raises GirsanovError if the server cannot be asked."""
         words = texts(prompts.meta, len(x), self.name)

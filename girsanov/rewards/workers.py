@@ -15,7 +15,8 @@ import signal
 import sys
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FunctionType
 from typing import Any, Protocol
@@ -24,24 +25,23 @@ import torch
 from torch import Tensor
 
 from girsanov.errors import GirsanovError
+from girsanov.rewards.calls import Call, Failed, answered, opened
 from girsanov.rewards.function import load_object
 from girsanov.rewards.scores import told
 from girsanov.types import Prompts
 
-Call = Callable[[Tensor, Prompts], Tensor]
-"""``call(x [n, *D] on the host, prompts) -> scores [n]``."""
-
 START_SECONDS = 300.0  # to start an interpreter and to import the reward
+LOAD_SECONDS = 3600.0  # to load its weights, perhaps from the hub
 USER_MODULE = "girsanov_user_"  # what load_object calls the modules it makes
 MAX_LOST_THREADS = 16  # calls that never came back, after which the pool refuses to start more
 
 
-class Failed(Exception):
-    """A call that ended in an error, which the message tells in a line."""
-
-
 class Worker(Protocol):
     """Takes one call at a time."""
+
+    def prepare(self) -> None:
+        """Loads what the first call would load; raises Failed, GirsanovError or TimeoutError."""
+        ...
 
     def run(self, x: Tensor, prompts: Prompts, timeout: float | None) -> Tensor:
         """Scores [n]; raises Failed or TimeoutError."""
@@ -115,6 +115,10 @@ class ThreadWorker:
         self.lost: list[threading.Thread] = []
         self.woken, self.closed = threading.Event(), False
 
+    def prepare(self) -> None:
+        """Loads in the thread that asks; raises Failed or GirsanovError."""
+        opened(*answered(self.call.prepare))
+
     def run(self, x: Tensor, prompts: Prompts, timeout: float | None) -> Tensor:
         """Scores [n]; raises Failed or TimeoutError."""
         self.lost = [t for t in self.lost if t.is_alive()]
@@ -124,7 +128,7 @@ class ThreadWorker:
         self.woken = woken
 
         def work() -> None:
-            answers.append(_answer(self.call, x, prompts))
+            answers.append(answered(self.call, x, prompts))
             woken.set()
 
         thread = threading.Thread(target=work, daemon=True)
@@ -132,7 +136,7 @@ class ThreadWorker:
         if not self.closed:
             woken.wait(timeout)
         if answers:
-            return _open(*answers[0])
+            return opened(*answers[0])
         self.lost.append(thread)
         if self.closed:
             raise Failed("RuntimeError: the pool was closed meanwhile")
@@ -147,21 +151,6 @@ class ThreadWorker:
         """Nothing is held."""
 
 
-def _answer(call: Call, x: Tensor, prompts: Prompts) -> tuple[type[Exception] | None, Any]:
-    """(None, scores), or the class of an error to raise, and its message."""
-    try:
-        with torch.no_grad():
-            return None, call(x, prompts)
-    except BaseException as error:  # noqa: BLE001 (also SystemExit of somebody's function)
-        return (GirsanovError, str(error)) if isinstance(error, GirsanovError) else (Failed, told(error))
-
-
-def _open(error: type[Exception] | None, value: Any) -> Tensor:
-    if error is not None:
-        raise error(value)
-    return value
-
-
 class ProcessWorker:
     """Calls in a spawned process, started when needed and again after it was killed or died."""
 
@@ -172,16 +161,31 @@ class ProcessWorker:
         self.closed = False
         self.lock = threading.Lock()
 
-    def run(self, x: Tensor, prompts: Prompts, timeout: float | None) -> Tensor:
-        """Scores [n]; raises Failed or TimeoutError."""
-        place = "starting: in a script, begin the run under if __name__ == '__main__':"
+    def prepare(self) -> None:
+        """Starts the process, which loads the reward, unless it is there; raises Failed or GirsanovError."""
+        if self.process is not None and self.process.is_alive():
+            return
         try:
-            if self.process is None or not self.process.is_alive():
+            with self._watched("starting: in a script, begin the run under if __name__ == '__main__':"):
                 self._start()
                 self._receive(START_SECONDS)
-            place = "a call"
+            with self._watched("loading its weights"):
+                self._receive(LOAD_SECONDS)
+        except (Failed, GirsanovError):
+            self.close()
+            raise
+
+    def run(self, x: Tensor, prompts: Prompts, timeout: float | None) -> Tensor:
+        """Scores [n]; raises Failed or TimeoutError."""
+        self.prepare()
+        with self._watched("a call"):
             self.pipe.send_bytes(pickle.dumps((x, prompts)))
             return self._receive(timeout)
+
+    @contextmanager
+    def _watched(self, place: str) -> Iterator[None]:
+        try:
+            yield
         except TimeoutError:
             self.close()
             raise
@@ -203,10 +207,10 @@ class ProcessWorker:
             self.process.start()
             other.close()
 
-    def _receive(self, timeout: float | None) -> Tensor:
+    def _receive(self, timeout: float | None) -> Any:
         if not self.pipe.poll(timeout):
             raise TimeoutError
-        return _open(*pickle.loads(self.pipe.recv_bytes()))
+        return opened(*pickle.loads(self.pipe.recv_bytes()))
 
     def interrupt(self) -> None:
         """Kills the process: the call it is at ends in Failed, and none starts after."""
@@ -269,12 +273,16 @@ def serve(pipe: Any, parcel: bytes, threads: int) -> None:
         pipe.send_bytes(pickle.dumps((Failed, f"{told(error)} (while it was loaded in its process)")))
         return
     pipe.send_bytes(pickle.dumps((None, None)))
+    loaded = answered(call.prepare)
+    pipe.send_bytes(pickle.dumps(loaded))
+    if loaded[0] is not None:
+        return
     while True:
         try:
             x, prompts = pickle.loads(pipe.recv_bytes())
         except EOFError:
             return
-        pipe.send_bytes(pickle.dumps(_answer(call, x, prompts)))
+        pipe.send_bytes(pickle.dumps(answered(call, x, prompts)))
 
 
 def _end_with(sentinel: int) -> None:

@@ -74,8 +74,7 @@ NAMES = ("clip-score", "pick-score", "hpsv2", "laion-aesthetic")
 
 def doubled(reward):
     """The reward with its networks in float64."""
-    towers = reward.scorer.features.__self__ if isinstance(reward, LAIONAesthetic) else reward.towers
-    towers.model.double()
+    reward.towers().model.double()
     return reward
 
 
@@ -255,8 +254,8 @@ def test_gradients_are_those_of_finite_differences(name, folder, hps_file, head_
 @pytest.mark.parametrize("name", NAMES)
 def test_weights_of_rewards_are_never_trained(name, folder, hps_file, head_file) -> None:
     reward = make(Reward, Part(name, described(name, folder, hps_file, head_file)))
-    towers = reward.scorer.features.__self__ if name == "laion-aesthetic" else reward.towers
-    assert not towers.model.training and not any(p.requires_grad for p in towers.model.parameters())
+    model = reward.towers().model
+    assert not model.training and not any(p.requires_grad for p in model.parameters())
 
 
 def test_several_of_them_keep_their_columns(folder, head_file) -> None:
@@ -285,11 +284,11 @@ def test_wrong_files_and_prompts_give_one_sentence(folder, tmp_path) -> None:
     Head((SHARED + 1, 4)).save(wide)
     x = images(2, 3, 8, 8)
     for wrong, sentence in (
-        (lambda: CLIPScore(str(tmp_path)), f"{tmp_path} cannot be loaded as a CLIPModel ("),
-        (lambda: HPSv2(str(tmp_path / "no.pt"), folder), f"there is no file {tmp_path / 'no.pt'}: give the weights"),
-        (lambda: HPSv2(str(tmp_path / "bomb.pt"), folder), "files that could run code are never opened"),
-        (lambda: HPSv2(str(tmp_path / "one.pt"), folder), "holds no dictionary of tensors"),
-        (lambda: HPSv2(str(tmp_path / "short.safetensors"), folder), "these weights belong to another model"),
+        (CLIPScore(str(tmp_path)).prepare, f"{tmp_path} cannot be loaded as a CLIPModel ("),
+        (HPSv2(str(tmp_path / "no.pt"), folder).prepare, f"there is no file {tmp_path / 'no.pt'}: give the weights"),
+        (HPSv2(str(tmp_path / "bomb.pt"), folder).prepare, "files that could run code are never opened"),
+        (HPSv2(str(tmp_path / "one.pt"), folder).prepare, "holds no dictionary of tensors"),
+        (HPSv2(str(tmp_path / "short.safetensors"), folder).prepare, "these weights belong to another model"),
         (lambda: LAIONAesthetic(wide, folder)(x, ask(["", ""])), "do not belong together"),
         (lambda: CLIPScore(folder)(x, ask([1, 2])), "reads the text of each prompt, and these prompts have none"),
         (lambda: CLIPScore(folder)(x, ask([])), "reads the text of each prompt, and these prompts have none"),
@@ -304,5 +303,5 @@ def test_wrong_files_and_prompts_give_one_sentence(folder, tmp_path) -> None:
 def test_without_the_extra_it_says_what_to_install(monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(GirsanovError) as error:
-        CLIPScore("anything")
+        CLIPScore("anything").prepare()
     assert str(error.value) == "this reward needs the package transformers: pip install 'girsanov[rewards]'"

@@ -84,7 +84,7 @@ def test_a_saved_head_loads_and_scores_normalised_features(tmp_path):
     (found,) = torch.autograd.grad(r.sum(), x)
     (expected,) = torch.autograd.grad(phi.sum(), x)
     torch.testing.assert_close(found, expected)
-    assert found.abs().max() > 0 and not any(p.requires_grad for p in reward.head.parameters())
+    assert found.abs().max() > 0 and not any(p.requires_grad for p in reward.layers().parameters())
     assert not Aesthetic(features, head, differentiable=False)(x, ask(3)).requires_grad
 
 

@@ -244,11 +244,13 @@ def score(images, prompts):
     return [float(os.getpid())] * len(images) if prompts[0] == 9 else images.sum(1) + torch.tensor(prompts)
 
 class Scale(Reward):
-    name = "scale"
+    name, loaded_in = "scale", 0
     def __init__(self, by):
         self.by = by
+    def prepare(self, device="cpu"):
+        self.loaded_in = os.getpid()
     def __call__(self, x, prompts):
-        return self.by * x.sum(1)
+        return self.by * x.sum(1) if self.loaded_in == os.getpid() else x.sum(1) / 0
 """
 
 
@@ -284,11 +286,13 @@ def test_a_process_is_killed_when_it_hangs_replaced_when_it_dies_and_gone_in_the
         pending.result()
 
 
-def test_an_object_of_a_users_file_travels(user_file):
+def test_an_object_of_a_users_file_travels_and_loads_where_it_is_called(user_file):
     from girsanov.rewards.function import load_object
 
     scale = load_object(f"{user_file}:Scale")(3.0)
     with PooledReward(scale, workers=Processes(1), timeout=30) as pool:
+        pool.prepare()
+        assert len(multiprocessing.active_children()) == 1 and scale.loaded_in == 0
         assert pool(images(3), requests(3)).tolist() == [0.0, 12.0, 24.0]
 
 

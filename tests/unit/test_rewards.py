@@ -11,7 +11,8 @@ from girsanov.rewards import REWARDS, Bold, FunctionReward, Reward, load_reward
 from girsanov.rewards.strokes import blur
 from girsanov.types import Cond, Prompts
 
-DIFFERENTIABLE = [name for name, reward in REWARDS.items() if reward.differentiable]
+WITH_WEIGHTS = ("clip-score", "pick-score", "hpsv2", "laion-aesthetic")  # the same laws on them: test_reward_clip.py
+DIFFERENTIABLE = [n for n, reward in REWARDS.items() if reward.differentiable is True and n not in WITH_WEIGHTS]
 
 
 def prompts(n: int) -> Prompts:
