@@ -11,24 +11,27 @@ checkpoint.json        schema version, iteration, size and SHA-256 of the files 
 
 It is written into a temporary folder beside it, synced, and renamed. Nothing in it is pickled code: safetensors and
 ``torch.load(weights_only=True)``.
+
+What processes hold parts of (``sharding.py``) is gathered on process 0: the files are the same however a run is spread,
+and a run goes on from them on any number of processes, split or not.
 """
 
 import hashlib
 import json
 import os
-import random
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from girsanov.disk import full_disk, sync
+from girsanov.distributed import like_split, whole
 from girsanov.errors import GirsanovError
+from girsanov.random_states import random_state, set_random_state
 from girsanov.train import Run
 
 SCHEMA = 1
@@ -45,7 +48,10 @@ def save(run: Run, folder: Path) -> Path | None:
     Raises GirsanovError on a full disk; checkpoints written before are untouched.
     """
     ranks = gather({"state": run.state, "random": random_state()}, run)
-    if run.reduce.rank != 0:
+    first = run.reduce.rank == 0
+    weights = {name: run.policy.state(name, keep=first) for name in ("current", *run.policy.copies)}
+    optimizers = {name: gathered(o.state_dict(), first) for name, o in run.optimizers.items()}
+    if not first:
         return None
     target = folder / f"{run.done:07d}"
     draft = folder / f"{DRAFT}{target.name}"
@@ -53,7 +59,7 @@ def save(run: Run, folder: Path) -> Path | None:
         try:
             remove_drafts(folder)
             draft.mkdir(parents=True)
-            write(run, draft, ranks)
+            write(run, draft, weights, optimizers, ranks)
             if target.exists():
                 os.rename(target, folder / f"{DRAFT}old-{target.name}")
             os.rename(draft, target)
@@ -63,15 +69,17 @@ def save(run: Run, folder: Path) -> Path | None:
     return target
 
 
-def write(run: Run, folder: Path, ranks: list[Any]) -> None:
+def write(
+    run: Run, folder: Path, weights: Mapping[str, dict[str, Tensor]], optimizers: dict[str, Any], ranks: list[Any]
+) -> None:
     """The files of a checkpoint, synced, the manifest last."""
-    for name in ("current", *run.policy.copies):
-        save_file(own(run.policy.state(name)), folder / f"{name}.safetensors")
+    for name, tensors in weights.items():
+        save_file(own(tensors), folder / f"{name}.safetensors")
     for name, module in run.method.modules().items():
         save_file(own(module.state_dict()), folder / f"module-{name}.safetensors")
     scaler = None if run.accelerator is None else run.accelerator.scaler
     state = {
-        "optimizers": {name: o.state_dict() for name, o in run.optimizers.items()},
+        "optimizers": optimizers,
         "schedulers": {name: s.state_dict() for name, s in run.schedulers.items()},
         "scaler": None if scaler is None else scaler.state_dict(),
         "callbacks": run.callback_state,
@@ -113,6 +121,24 @@ def remove_drafts(folder: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
+def gathered(value: Any, keep: bool) -> Any:
+    """An optimiser's state with split tensors made whole on the host; of no use unless ``keep``, but all must call."""
+    if isinstance(value, Mapping):
+        return {k: gathered(v, keep) for k, v in value.items()}
+    return whole(value, keep) if isinstance(value, Tensor) else value
+
+
+def parted(saved: dict[str, Any], optimizer: Any) -> dict[str, Any]:
+    """``gathered`` undone: averages of a split parameter are split like it."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+
+    def part_of(x: Any, p: Tensor) -> Any:
+        return like_split(x.to(p.device), p) if isinstance(x, Tensor) and x.shape == p.shape and x.ndim else x
+
+    state = {i: {k: part_of(v, parameters[i]) for k, v in kept.items()} for i, kept in saved["state"].items()}
+    return {**saved, "state": state}
+
+
 def gather(value: Any, run: Run) -> list[Any]:
     """The value of every process, in rank order."""
     if run.reduce.world_size == 1:
@@ -134,20 +160,49 @@ def load(run: Run, path: Path) -> None:
     manifest = verify(path)
     load_weights(run, path)
     for name, saved in state["optimizers"].items():
-        part(run.optimizers, name, path).load_state_dict(saved)
+        optimizer = part(run.optimizers, name, path)
+        optimizer.load_state_dict(parted(saved, optimizer))
     for name, saved in state["schedulers"].items():
         part(run.schedulers, name, path).load_state_dict(saved)
     if run.accelerator is not None and run.accelerator.scaler is not None and state["scaler"] is not None:
         run.accelerator.scaler.load_state_dict(state["scaler"])
-    ranks = state["ranks"]
-    mine = ranks[min(run.reduce.rank, len(ranks) - 1)]
+    mine = of_rank(state["ranks"], run, path)
     run.state = mine["state"]
     run.callback_state = state["callbacks"]
     run.done = manifest["iteration"]
-    if (
-        len(ranks) == run.reduce.world_size
-    ):  # random numbers of a run are keyed, so another number of processes may go on
+    if len(state["ranks"]) == run.reduce.world_size:  # the run's own noise is keyed: on another number it goes on alike
         set_random_state(mine["random"])
+
+
+def of_rank(ranks: list[Any], run: Run, path: Path) -> dict[str, Any]:
+    """What this process goes on with.
+
+    On another number of processes only a method's state that all of them held alike has a meaning. Raises
+    GirsanovError where they held different ones.
+    """
+    if len(ranks) == run.reduce.world_size:
+        found: dict[str, Any] = ranks[run.reduce.rank]
+        return found
+    first = ranks[0]
+    for other in ranks[1:]:
+        for name in sorted(first["state"] | other["state"]):
+            if not same(first["state"].get(name), other["state"].get(name)):
+                raise GirsanovError(
+                    f"{path} was written by {len(ranks)} processes that each hold their own {name!r} of the method: go "
+                    f"on with {len(ranks)} processes, not {run.reduce.world_size}"
+                )
+    return first
+
+
+def same(a: Any, b: Any) -> bool:
+    """Whether two saved values are equal, tensors element by element (NaN equals NaN)."""
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a.shape == b.shape and a.dtype == b.dtype and bool(((a == b) | ((a != a) & (b != b))).all())
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, list | tuple) and isinstance(b, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return type(a) is type(b) and (a == b or (a != a and b != b))
 
 
 def load_weights(run: Run, path: Path) -> None:
@@ -223,29 +278,3 @@ def restore(run: Run, folder: Path, say: Callable[[str], None] = print) -> Path 
         load(run, path)
         return path
     return None
-
-
-# ---- random states
-
-
-def random_state() -> dict[str, Any]:
-    """States of the global generators of Python, numpy and torch (the run's own noise needs none)."""
-    name, keys, position, has_gauss, cached = np.random.get_state()
-    version, numbers, gauss = random.getstate()
-    return {
-        "python": [version, list(numbers), gauss],
-        "numpy": [name, torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, cached],
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-    }
-
-
-def set_random_state(state: Mapping[str, Any]) -> None:
-    """Puts the global generators back."""
-    version, numbers, gauss = state["python"]
-    random.setstate((version, tuple(numbers), gauss))
-    name, keys, position, has_gauss, cached = state["numpy"]
-    np.random.set_state((name, keys.cpu().numpy().astype(np.uint32), position, has_gauss, cached))
-    torch.set_rng_state(state["torch"].cpu())
-    if state["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
