@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from girsanov.clock import Clock
-from girsanov.distributed import Reduce
+from girsanov.distributed import Reduce, clip_gradients
 from girsanov.errors import GirsanovError
 from girsanov.meters import Meter
 from girsanov.methods.base import Method, State, Turn
@@ -257,7 +257,7 @@ def update(run: Run) -> dict[str, Tensor | float]:
         for optimizer in run.optimizers.values():
             run.accelerator.unscale_gradients(optimizer)
     limit = float("inf") if run.config.max_grad_norm is None else run.config.max_grad_norm
-    norm: Tensor = nn.utils.clip_grad_norm_(parameters, limit)
+    norm = clip_gradients(parameters, limit)
     if scaler is None and not bool(norm.isfinite()):
         raise GirsanovError(
             f"the gradient is not finite at iteration {run.done}: lower the learning rate, or look at the reward "
