@@ -57,11 +57,15 @@ def parser() -> argparse.ArgumentParser:
     )
     run.add_argument("--out", metavar="DIR", help="the run folder (default: runs/RECIPE-METHOD)")
     run.add_argument("--method", metavar="NAME", help="how to tune; `girsanov list` shows the methods")
+    run.add_argument("--model", metavar="NAME", help="folder or hub name of the pipeline, for recipes that tune one")
     run.add_argument("--config", metavar="FILE", help="a YAML file of settings")
     run.add_argument("--seeds", metavar="N", type=int, help="repeat the run with N seeds and report intervals")
     run.add_argument("--resume", action="store_true", help="go on with the run in --out")
     run.add_argument("--lora", action="store_true", help="train adapters (rank 8) instead of all weights")
-    run.add_argument("--device", metavar="NAME", help="cpu or cuda (default: a GPU if there is one)")
+    run.add_argument("--device", metavar="NAME", help="cpu, cuda or mps (default: a GPU if there is one)")
+    run.add_argument(
+        "--dry-run", action="store_true", help="check model, prompts, reward, memory and disk; nothing is written"
+    )
 
     sample = add("sample", "draw samples from a run")
     sample.add_argument("run", metavar="RUN", help="the folder of a run")

@@ -31,6 +31,8 @@ def layers_of(chosen: argparse.Namespace) -> list[dict[str, Any]]:
         layers.append({"method": chosen.method})
     if chosen.lora:
         layers.append({"lora": LORA_RANK})
+    if chosen.model:
+        layers.append({"model": chosen.model})
     return [*layers, parse_overrides(chosen.settings)]
 
 
@@ -43,6 +45,10 @@ def run_command(chosen: argparse.Namespace, command: str) -> int:
     if chosen.resume and chosen.seeds is None:
         return resume_run(chosen, device)
     out = Path(chosen.out) if chosen.out else default_folder(chosen.recipe, layers)
+    if chosen.dry_run:
+        from girsanov.dry_run import dry_run
+
+        return dry_run(chosen.recipe, layers, out, device)
     if chosen.seeds is not None:
         return run_seeds(chosen, layers, out, command, device)
     launch = Launch.new(chosen.recipe, layers, out, command)

@@ -33,6 +33,7 @@ from girsanov.config import describe, dump_config, load_config, merge, read_yaml
 from girsanov.disk import write_text
 from girsanov.errors import GirsanovError
 from girsanov.folder import RunFolder, clean
+from girsanov.presets import settings_of
 from girsanov.recipes import get_recipe
 from girsanov.recipes.base import Assembled, Recipe, RunConfig
 from girsanov.train import Callback, Run, train
@@ -76,7 +77,8 @@ class Launch:
 
 
 def configure(recipe: Recipe, layers: Sequence[Mapping[str, Any]]) -> RunConfig:
-    """The configuration: the recipe's settings for the method that the layers choose, under the layers themselves."""
+    """The configuration: the recipe's settings for the method that the layers choose, what was published for them, and
+    the layers themselves."""
     wanted: dict[str, Any] = {}
     for layer in layers:
         wanted = merge(wanted, layer)
@@ -85,9 +87,8 @@ def configure(recipe: Recipe, layers: Sequence[Mapping[str, Any]]) -> RunConfig:
     kind = (
         chosen if isinstance(chosen, str) else chosen.get("kind", default) if isinstance(chosen, Mapping) else default
     )
-    return load_config(
-        recipe.config, {"method": {"kind": kind}}, recipe.defaults(str(kind)), recipe.complete(wanted), wanted
-    )
+    usual = [recipe.defaults(str(kind)), settings_of(recipe.name, str(kind)), recipe.complete(wanted)]
+    return load_config(recipe.config, {"method": {"kind": kind}}, *usual, wanted)
 
 
 def device_of(name: str | None) -> torch.device:

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -186,6 +188,33 @@ def control_runs() -> str:
     return markdown(["recipe", "method", "seed", *keys.values(), "loss of value", "value"], body)
 
 
+def presets(recipe: str) -> Callable[[], str]:
+    """The settings of a recipe for a published model, from ``girsanov/presets``: a row a method and source."""
+
+    def make() -> str:
+        places = yaml.safe_load((ROOT / "girsanov/presets/sources.yaml").read_text())
+        found = yaml.safe_load((ROOT / f"girsanov/presets/{recipe}.yaml").read_text())
+        body = [
+            [
+                "every method" if m == "*" else f"`{m}`",
+                "<br>".join(f"`{k}={flow(v)}`" for k, v in s.items()),
+                places[src],
+            ]
+            for m, parts in found.items()
+            for src, s in parts.items()
+        ]
+        return markdown(["method", "settings", "read in"], body)
+
+    return make
+
+
+def flow(value: Any) -> str:
+    """A value as on the command line."""
+    return yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10000).split("\n")[0]
+
+
+MODELS = ("sd15", "sdxl", "sd3", "flux", "flux2-klein", "sit")
+
 CONTINUOUS = "docs/papers/continuous-rl.md"
 PAPER, DEPLOYMENT = "docs/papers/sampler-stochasticity.md", "docs/deployment.md"
 ACTION = "docs/papers/score-as-action.md"
@@ -214,6 +243,7 @@ TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "ctrl-grids-exact": (ACTION, part_of("discretisation-exact", "exact")),
     "ctrl-grids-cost": (ACTION, part_of("discretisation-digits", "digits")),
     "ctrl-grids-digits": (ACTION, part_of("discretisation-digits", "digits", 1)),
+    **{f"presets-{recipe}": ("docs/presets.md", presets(recipe)) for recipe in MODELS},
     **{f"paper-{page}": (f"docs/papers/{page}.md", paper(*methods)) for page, methods in PAPERS.items()},
 }
 """Marker -> the page it stands in, and what makes its table."""

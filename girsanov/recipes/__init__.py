@@ -17,6 +17,12 @@ RECIPES: dict[str, str] = {
     "language": "girsanov.recipes.language:LanguageRecipe",
     "text-to-image": "girsanov.recipes.text_to_image:TextToImage",
     "class-to-image": "girsanov.recipes.class_to_image:ClassToImage",
+    "sd15": "girsanov.recipes.presets:SD15",
+    "sdxl": "girsanov.recipes.presets:SDXL",
+    "sd3": "girsanov.recipes.presets:SD3",
+    "flux": "girsanov.recipes.presets:Flux",
+    "flux2-klein": "girsanov.recipes.presets:Flux2Klein",
+    "sit": "girsanov.recipes.presets:SiT",
     "lq": "girsanov.recipes.control:LQRecipe",
     "pairs": "girsanov.recipes.control:PairsRecipe",
 }
