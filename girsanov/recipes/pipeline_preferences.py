@@ -3,8 +3,8 @@ pairs.
 
 ``data=FILE`` is what ``girsanov data`` reads. A method takes from it what it learns from: pairs, labels or rankings
 (``girsanov/data/judged.py``). Pictures become states of the pipeline on first use and stay on disk
-(``girsanov/adapters/pictures.py``); a batch reads its own. What is measured besides the samples: the share of pairs of
-held-out prompts that the implicit reward of the tuned network puts in order.
+(``girsanov/adapters/pictures.py``); a batch reads its own. A run is judged by the share of pairs of held-out prompts
+that the implicit reward of the tuned network puts in order; the reward of the settings is measured on its samples.
 """
 
 from collections.abc import Callable, Sequence
@@ -33,7 +33,7 @@ from girsanov.types import Cond, Prompts
 
 Conditions = Callable[[Sequence[str]], Cond]
 """Prompts to the conditions of a batch, one sample each."""
-ORDERED = Metric("ordered", "Held-out pairs in order", "high", percent=True)
+ORDERED = Metric("reward", "Held-out pairs in order", "high", percent=True)
 
 
 # ---- a batch
@@ -148,15 +148,17 @@ def learn(kind: str, config: Any, adapter: Adapter, conditions: Conditions, devi
     wrong = states.prepare([p for r in [*train, *test] for p in r.pictures])
     spoilt = {r.place: wrong[p] for r in [*train, *test] for p in r.pictures if p in wrong}
     left_out = [*left_out, *more, *(f"{place}: {what}" for place, what in spoilt.items())]
-    train, test = ([r for r in some if r.place not in spoilt] for some in (train, test))
+    train, test = ([r for r in some if not any(p in wrong for p in r.pictures)] for some in (train, test))
     for line in told(left_out):
         tqdm.write(line)
     if not train:
-        why = left_out[0] if left_out else "all of its prompts are held out, lower held_out"
+        every = rows and all(r.held_out(config.held_out) for r in rows)
+        why = "all of its prompts are held out, lower held_out" if every else left_out[0]
         raise GirsanovError(f"{config.data} has no {kind} to train on: {why}")
     batch = min(config.groups * config.group_size, len(train))
     source = JudgedPictures(kind, train, states, conditions, batch, config.train.seed)
-    about = f"{len(train)} {kind} of {Path(config.data).name} to train on, {len(test)} pairs of other prompts held out"
+    held = f", judged on {len(test)} of other prompts" if test else ""
+    about = f"{len(train)} {kind} of {Path(config.data).name}{held}"
     return Learned(source, test, about, left_out)
 
 
@@ -176,8 +178,9 @@ class LearnedEvaluator:
     learned: Learned
 
     def __call__(self, run: Run) -> dict[str, float]:
-        """All numbers of the deployed model."""
-        return self.inner(run) | self.order(run)
+        """All numbers of the deployed model: ``reward`` is the share of pairs in order, ``measured`` the samples'."""
+        names = {"reward": "measured", "reward_se": "measured_se"}
+        return {names.get(k, k): v for k, v in self.inner(run).items()} | self.order(run)
 
     @torch.no_grad()
     def order(self, run: Run) -> dict[str, float]:
@@ -193,8 +196,9 @@ class LearnedEvaluator:
             gaps.append((s[:, 0] - s[:, 1]).cpu())
         right = (torch.cat(gaps).sign() + 1) / 2
         share = share_interval(float(right.sum()), len(right))
-        return {"ordered": share.value, "ordered_se": (share.high - share.low) / (2 * 1.959964)}
+        return {"reward": share.value, "reward_se": (share.high - share.low) / (2 * 1.959964)}
 
     def metrics(self) -> tuple[Metric, ...]:
         """What it measures."""
-        return (*self.inner.metrics(), ORDERED)
+        measured = Metric("measured", f"Reward of samples ({self.inner.reward.name})")
+        return (ORDERED, *(measured if m.key == "reward" else m for m in self.inner.metrics()))
