@@ -7,7 +7,7 @@ config.yaml         the resolved configuration; loading it gives the same run
 versions.json       Python, packages, machine
 metrics.jsonl       one line an iteration; evaluations have ``"kind": "evaluation"``, alarms ``"kind": "alarm"``
 checkpoints/        see checkpoint.py
-samples/            pictures of samples before and after
+samples/            pictures of samples before and after, and during the run (0000020.png)
 drawings.json       what was learned beside the exact answer, as charts, for recipes that know it
 README.md           the model card
 report.html         the report, one file

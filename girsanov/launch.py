@@ -18,16 +18,6 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from girsanov.callbacks import TRACKERS, Alarm, Alarms, Checkpoints, Evaluation, Metrics, Progress, Throughput
-from girsanov.callbacks.alarms import (
-    AllDropped,
-    KLRange,
-    NotFinite,
-    OldIsCurrent,
-    RatioNotOne,
-    RewardHacking,
-    ZeroVariance,
-)
 from girsanov.checkpoint import checkpoints, load_weights, restore, verify
 from girsanov.config import describe, dump_config, load_config, merge, read_yaml
 from girsanov.disk import write_text
@@ -36,7 +26,8 @@ from girsanov.folder import RunFolder, clean
 from girsanov.presets import settings_of
 from girsanov.recipes import get_recipe
 from girsanov.recipes.base import Assembled, Recipe, RunConfig
-from girsanov.train import Callback, Run, train
+from girsanov.train import Run, train
+from girsanov.watch import callbacks_of
 
 SAMPLE_SEED = 20_000_003
 
@@ -120,32 +111,6 @@ def accelerator_of(config: RunConfig, device: torch.device) -> Any:
     return Accelerator(mixed_precision="fp16" if config.precision == "fp16" else "no", cpu=device.type == "cpu")
 
 
-def callbacks_of(launch: Launch, parts: Assembled, quiet: bool) -> list[Callback]:
-    """The callbacks of a run, in the order that they need."""
-    config, folder = launch.config, launch.folder
-    judge = parts.metric("judge")
-    alarms: dict[str, Alarm] = {
-        "reward-hacking": RewardHacking(sign=1.0 if judge is None else judge.sign),
-        "not-finite": NotFinite(),
-        "kl-range": KLRange(config.kl_max),
-        "ratio-not-one": RatioNotOne(),
-        "zero-variance": ZeroVariance(),
-        "all-dropped": AllDropped(),
-        "old-is-current": OldIsCurrent(),
-    }
-    best = "reward" if judge is None else "judge"
-    sign = 1.0 if judge is None else judge.sign
-    return [
-        Throughput(),
-        Metrics(folder),
-        Evaluation(parts.evaluate, config.evaluate_every, folder),
-        Alarms(alarms, folder, config.stop_on),
-        *(TRACKERS[name](folder, describe(config)) for name in config.trackers),
-        Progress(quiet=quiet),
-        Checkpoints(folder, config.checkpoint_every, config.keep_checkpoints, best, sign),
-    ]
-
-
 def execute(launch: Launch, *, device: torch.device, resume: bool = False, quiet: bool = False) -> Run:
     """Trains a run to its end, or to where it is interrupted, and writes its report.
 
@@ -174,7 +139,7 @@ def train_and_report(launch: Launch, device: torch.device, resume: bool, quiet: 
     if parts.run.reduce.rank == 0:
         describe_run(launch, parts)
     with interruptible(parts.run):
-        train(parts.run, callbacks_of(launch, parts, quiet))
+        train(parts.run, callbacks_of(launch.config, launch.folder, parts, quiet))
     if parts.run.reduce.rank == 0:
         finish(launch, parts)
     return parts.run

@@ -1,5 +1,5 @@
-"""What happens around iterations. Their order matters: throughput, metrics, evaluation, alarms, trackers, progress,
-checkpoints.
+"""What happens around iterations. Their order matters: throughput, metrics, evaluation, alarms, patience, trackers,
+pictures, progress, checkpoints.
 
 The throughput is added before the metrics are written. The evaluation adds its numbers to the metrics as
 ``eval/...``, so the callbacks after it see them; checkpoints come last, so that a
@@ -12,6 +12,8 @@ from girsanov.callbacks.alarms import Alarms as Alarms
 from girsanov.callbacks.checkpoints import Checkpoints as Checkpoints
 from girsanov.callbacks.metrics import Evaluation as Evaluation
 from girsanov.callbacks.metrics import Metrics as Metrics
+from girsanov.callbacks.patience import Patience as Patience
+from girsanov.callbacks.pictures import Pictures as Pictures
 from girsanov.callbacks.progress import Progress as Progress
 from girsanov.callbacks.throughput import Throughput as Throughput
 from girsanov.callbacks.trackers import TRACKERS as TRACKERS

@@ -1,5 +1,6 @@
 """TensorBoard and Weights & Biases, each behind its extra and imported only when asked for."""
 
+import io
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
@@ -47,6 +48,10 @@ class Tracker(ABC):
         """Sends numbers."""
 
     @abstractmethod
+    def picture(self, name: str, png: bytes, iteration: int) -> None:
+        """Sends a picture. Process 0 alone calls it."""
+
+    @abstractmethod
     def close(self) -> None:
         """Closes the connection."""
 
@@ -68,6 +73,14 @@ class TensorBoard(Tracker):
         """One scalar a metric."""
         for name, value in metrics.items():
             self.writer.add_scalar(name, value, iteration)
+
+    def picture(self, name: str, png: bytes, iteration: int) -> None:
+        """One image."""
+        import numpy as np
+        from PIL import Image
+
+        pixels = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
+        self.writer.add_image(name, pixels, iteration, dataformats="HWC")
 
     def close(self) -> None:
         """Closes the event file."""
@@ -97,6 +110,13 @@ class WandB(Tracker):
     def send(self, metrics: Mapping[str, float], iteration: int) -> None:
         """One step."""
         self.run.log(dict(metrics), step=iteration)
+
+    def picture(self, name: str, png: bytes, iteration: int) -> None:
+        """One image."""
+        import wandb
+        from PIL import Image
+
+        self.run.log({name: wandb.Image(Image.open(io.BytesIO(png)))}, step=iteration)
 
     def close(self) -> None:
         """Finishes the run."""

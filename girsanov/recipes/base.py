@@ -39,6 +39,8 @@ class RunConfig:
         keep_checkpoints: how many of the newest checkpoints stay; the best one stays as well.
         kl_max: a KL above this rings an alarm.
         stop_on: alarms that end the run.
+        patience: so many evaluations in a row without a better judge (or reward, without a judge) end it, too.
+        pictures_every: iterations between sheets of the same few samples in ``samples/``; None draws before and after.
         trackers: where metrics go besides the run folder.
     """
 
@@ -51,6 +53,8 @@ class RunConfig:
     keep_checkpoints: Count = 2
     kl_max: Positive | None = None
     stop_on: tuple[AlarmName, ...] = ()
+    patience: Count | None = None
+    pictures_every: Count | None = None
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
 
     @property

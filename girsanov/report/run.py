@@ -15,6 +15,7 @@ from girsanov.report.svg import Line, chart, legend
 from girsanov.report.verdict import verdict
 
 HERE = Path(__file__).parent
+STRIP = 8  # pictures of a run over time
 STYLES = ("line-a", "line-b", "line-c", "line-d", "line-e", "line-grey")
 PHASES = {
     "rollout": "sampling: network passes without a gradient",
@@ -55,6 +56,7 @@ def write_report(folder: RunFolder) -> Path:
         verdict=verdict(run),
         pictures=[] if texts(folder) else pictures(folder),
         texts=texts(folder),
+        strip=[] if texts(folder) else strip(folder),
         charts=charts(run),
         more=[metric_chart(run, m) for m in run.metrics if m.key not in HEADLINES],
         drawings=drawings(folder),
@@ -77,6 +79,16 @@ def pictures(folder: RunFolder) -> list[dict[str, str]]:
         for name, path in found
         if path.is_file()
     ]
+
+
+def strip(folder: RunFolder) -> list[dict[str, Any]]:
+    """The pictures drawn during the run, as base64: at most eight, evenly spread, with first and last."""
+    found = sorted(folder.samples.glob("[0-9]*.png"))
+    if len(found) < 2:
+        return []
+    last = len(found) - 1
+    chosen = sorted({round(i * last / (STRIP - 1)) for i in range(STRIP)}) if last >= STRIP else range(last + 1)
+    return [{"iteration": int(found[i].stem), "data": base64.b64encode(found[i].read_bytes()).decode()} for i in chosen]
 
 
 def texts(folder: RunFolder) -> list[dict[str, str]]:
