@@ -26,7 +26,8 @@ from girsanov.errors import GirsanovError
 from girsanov.grids import Grid, PipelineTimes
 from girsanov.models import Model, extrapolated
 from girsanov.samplers import Sampler
-from girsanov.settings import Count, NonNegative, Positive, settings
+from girsanov.settings import Count, NonNegative, Positive, Share, settings
+from girsanov.starts import last_steps
 from girsanov.types import Cond
 
 
@@ -40,6 +41,7 @@ class PipelineConfig:
         seconds: of audio.
         guidance_input: the guidance that a distilled network takes as an input (FLUX.1-dev).
         tokens: how many tokens of a prompt the longest text encoder reads.
+        strength: to begin from pictures: the share of the steps that redraw them, 1 is all.
         chunk: samples that are decoded at a time.
         checkpointing: recompute the network's blocks in the backward pass instead of storing them.
     """
@@ -50,6 +52,7 @@ class PipelineConfig:
     seconds: Positive | None = None
     guidance_input: NonNegative | None = None
     tokens: Count | None = None
+    strength: Share | None = None
     chunk: Count = 4
     checkpointing: bool = False
 
@@ -104,6 +107,11 @@ class Adapter(ABC):
         if getattr(getattr(pipe, "vae", None), "config", {}).get("force_upcast", False):
             pipe.vae.float()
         self.network: Any = getattr(pipe, self.component).requires_grad_(True)
+        if getattr(self.network, "encoder_hid_proj", None) is not None and not known_projection(self.network):
+            raise GirsanovError(
+                f"an IP-adapter is loaded into this {type(pipe).__name__}, and its pictures would reach no network "
+                "here: unload it with pipe.unload_ip_adapter()"
+            )
         self.dtype: torch.dtype = next(self.network.parameters()).dtype
         self.net = Denoiser(self.network, self.predict)
         if self.config.checkpointing:
@@ -154,8 +162,9 @@ class Adapter(ABC):
     # ---- what follows
 
     def grid(self, n: int) -> Grid:
-        """The n steps that the pipeline's scheduler takes for this size."""
-        return grid_of(self.pipe.scheduler, n, *self.shift(n))
+        """The n steps that the pipeline's scheduler takes for this size; with a strength, the last of them."""
+        whole = grid_of(self.pipe.scheduler, n, *self.shift(n))
+        return whole if self.config.strength is None else last_steps(whole, self.config.strength)
 
     def sampler(self) -> Sampler:
         """The sampler that takes the steps of the pipeline's scheduler, or the nearest one."""
@@ -241,6 +250,11 @@ class Adapter(ABC):
     def times(self) -> PipelineTimes:
         """The grids, as what ``{kind: pipeline, n: ...}`` in a configuration is built from."""
         return PipelineTimes(self.grid)
+
+
+def known_projection(network: Any) -> bool:
+    """Whether what projects a network's conditions is its own, and not that of an IP-adapter."""
+    return "IPAdapter" not in type(network.encoder_hid_proj).__name__
 
 
 def required(cond: Cond | None) -> Cond:

@@ -16,6 +16,7 @@ class ControlledStableDiffusion(StableDiffusion):
 
     pipelines: ClassVar[tuple[str, ...]] = ("StableDiffusionControlNetPipeline",)
     helpers: ClassVar[tuple[str, ...]] = ("controlnet",)
+    options: ClassVar[tuple[str, ...]] = ("height", "width")
 
     def predict(self, x: Tensor, t: Tensor, cond: Cond | None) -> Tensor:
         """eps or v [B, 4, H / 8, W / 8]; t is the table's index."""

@@ -28,7 +28,7 @@ class Flux(Adapter):
         *("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
     )
     longest: ClassVar[tuple[str, int | None]] = ("tokenizer_2", 512)
-    options: ClassVar[tuple[str, ...]] = ("height", "width", "tokens", "guidance_input")
+    options: ClassVar[tuple[str, ...]] = ("height", "width", "tokens", "guidance_input", "strength")
     scale_argument: ClassVar[str] = "true_cfg_scale"
 
     @property

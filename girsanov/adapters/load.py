@@ -27,6 +27,12 @@ FAMILIES: dict[str, str] = {
 }
 """Pipeline class -> adapter, as ``module:Class``, imported when a pipeline of it is loaded."""
 
+REFUSED = {
+    "StableDiffusionXLImg2ImgPipeline": "the refiner of SDXL, which only redraws what the base has drawn: tune the "
+    "base model, stabilityai/stable-diffusion-xl-base-1.0"
+}
+"""Pipelines of known networks that are not tuned, and what to do instead."""
+
 INDEX = "model_index.json"
 CHECKED = ("StableDiffusionPipeline", "StableDiffusionControlNetPipeline")
 
@@ -64,6 +70,8 @@ def load_pipeline(
 
 def family_of(kind: str, name: str) -> type[Adapter]:
     """The adapter of a pipeline class. Raises GirsanovError where there is none."""
+    if kind in REFUSED:
+        raise GirsanovError(f"{name} is a {kind}: {REFUSED[kind]}")
     if kind not in FAMILIES:
         raise GirsanovError(
             f"{name} is a {kind}, a family that is not known here: there are {', '.join(FAMILIES)}; one of your own is "

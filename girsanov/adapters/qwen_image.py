@@ -34,7 +34,7 @@ class QwenImage(Adapter):
         *("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
     )
     longest: ClassVar[tuple[str, int | None]] = ("tokenizer", 512)
-    options: ClassVar[tuple[str, ...]] = ("height", "width", "tokens")
+    options: ClassVar[tuple[str, ...]] = ("height", "width", "tokens", "strength")
     scale_argument: ClassVar[str] = "true_cfg_scale"
     guide = staticmethod(norm_kept)
 

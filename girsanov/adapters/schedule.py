@@ -17,7 +17,9 @@ the scheduler itself after ``set_timesteps``, shift, spacing and terminal value 
 References: Karras et al. 2022, arXiv:2206.00364, Table 1 (EDM); Esser et al. 2024, arXiv:2403.03206 (shift).
 """
 
+import functools
 import inspect
+import logging
 import math
 import warnings
 from collections.abc import Callable
@@ -38,6 +40,8 @@ LEAST_ALPHA_BAR = 2.0**-24  # a table that ends at pure noise has 0 there, whose
 KINDS: dict[str, Prediction] = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
 SECOND_ORDER = ("DPMSolverMultistepScheduler", "EDMDPMSolverMultistepScheduler")
 ANCESTRAL = ("DDPMScheduler", "EulerAncestralDiscreteScheduler")
+FIRST_ORDER = ("DDIMScheduler", "EulerDiscreteScheduler", "FlowMatchEulerDiscreteScheduler", "EDMEulerScheduler")
+log = logging.getLogger("girsanov")
 
 
 @dataclass(frozen=True)
@@ -62,9 +66,9 @@ def noising_of(scheduler: Any) -> Noising:
             raise GirsanovError(f"{name} is understood for data of std 1 and v_prediction alone: give your own Model")
         return Noising(Cosine(), "v", (lambda t: t) if name.startswith("Cosine") else quarter_log)
     if not hasattr(scheduler, "alphas_cumprod") or kind not in KINDS:
+        other = "FlowMatchEulerDiscreteScheduler" if kind == "flow_prediction" else "DDIMScheduler"
         raise GirsanovError(
-            f"the scheduler {name} ({kind}) is not understood: put DDIMScheduler or FlowMatchEulerDiscreteScheduler "
-            "into the pipeline, or give your own Model"
+            f"the scheduler {name} ({kind}) is not understood: put {other} into the pipeline, or give your own Model"
         )
     if config.get("clip_sample", False) or config.get("thresholding", False):
         warnings.warn(f"{name} clips the denoised sample, which no sampler here does: results differ", stacklevel=2)
@@ -80,8 +84,10 @@ def quarter_log(t: Tensor) -> Tensor:
 
 def is_flow(scheduler: Any) -> bool:
     """Whether a scheduler is that of a rectified flow."""
-    config = scheduler.config
-    return type(scheduler).__name__.startswith("FlowMatch") or bool(config.get("use_flow_sigmas", False))
+    # A scheduler that does not know the setting keeps it in its configuration all the same.
+    knows = "use_flow_sigmas" in inspect.signature(type(scheduler).__init__).parameters
+    told = knows and bool(scheduler.config.get("use_flow_sigmas", False))
+    return told or type(scheduler).__name__.startswith("FlowMatch")
 
 
 def whole_part(t: Tensor) -> Tensor:
@@ -90,16 +96,28 @@ def whole_part(t: Tensor) -> Tensor:
 
 
 def sampler_of(scheduler: Any) -> Sampler:
-    """The sampler that takes a scheduler's steps: exactly for DDIM, Euler, DPM-Solver++(2M) and DDPM, else DDIM's."""
+    """The sampler that takes a scheduler's steps: exactly for DDIM, Euler, DPM-Solver++(2M) and DDPM, else the nearest.
+
+    The nearest one takes the scheduler's times with DDIM's (Euler's) step; that is said once, for PNDM and UniPC say.
+    """
     config, name = scheduler.config, type(scheduler).__name__
     midpoint = config.get("solver_order") == 2 and config.get("solver_type") == "midpoint"
     if name in SECOND_ORDER and midpoint and config.get("algorithm_type") == "dpmsolver++":
         return DPMSolverPP2M()
-    if name.startswith("Cosine"):  # an SDE solver of its own; this is its ODE
-        return DPMSolverPP2M()
     if name in ANCESTRAL:
         return GDDIM(1.0)
-    return Euler() if is_flow(scheduler) else GDDIM(0.0)
+    nearest: Sampler = Euler() if is_flow(scheduler) else GDDIM(0.0)
+    if name.startswith("Cosine"):  # an SDE solver of its own; this is its ODE
+        nearest = DPMSolverPP2M()
+    if name not in FIRST_ORDER:
+        tell_nearest(name, nearest)
+    return nearest
+
+
+@functools.cache
+def tell_nearest(name: str, sampler: Sampler) -> None:
+    """Says, once, that a scheduler's solver is not here."""
+    log.warning("%s has a solver of its own: evaluations take its times with %s, or sampler=...", name, sampler)
 
 
 def grid_of(scheduler: Any, n: int, sigmas: np.ndarray | None = None, mu: float | None = None) -> Grid:
@@ -111,7 +129,8 @@ def grid_of(scheduler: Any, n: int, sigmas: np.ndarray | None = None, mu: float 
         sigmas: the noise levels that the pipeline asks for before any shift; the scheduler's own by default.
         mu: logarithm of the shift, for schedulers that shift by the size of the image.
     """
-    fresh = type(scheduler).from_config(scheduler.config)
+    plain = {"skip_prk_steps": True} if type(scheduler).__name__ == "PNDMScheduler" else {}  # no times in between
+    fresh = type(scheduler).from_config(scheduler.config, **plain)
     moving = {} if mu is None or not scheduler.config.get("use_dynamic_shifting", False) else {"mu": mu}
     if sigmas is None or scheduler.config.get("use_flow_sigmas", False):
         fresh.set_timesteps(n, **moving)
@@ -123,7 +142,13 @@ def grid_of(scheduler: Any, n: int, sigmas: np.ndarray | None = None, mu: float 
     if isinstance(process, Cosine):
         return Grid(torch.atan(fresh.sigmas.double()) * (2 / math.pi))
     assert isinstance(process, VPTable)
-    return Grid(table_times(fresh, process))
+    times = table_times(fresh, process)
+    if len(times) > n + 1:
+        raise GirsanovError(
+            f"{type(fresh).__name__} asks its network between the steps, so its times are no grid: put DDIMScheduler "
+            "into the pipeline, or give a grid of your own with method.grid.kind=trailing"
+        )
+    return Grid(times)
 
 
 def table_times(scheduler: Any, process: VPTable) -> Tensor:

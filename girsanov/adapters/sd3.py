@@ -22,7 +22,7 @@ class StableDiffusion3(Adapter):
         *("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
     )
     longest: ClassVar[tuple[str, int | None]] = ("tokenizer_3", 256)
-    options: ClassVar[tuple[str, ...]] = ("height", "width", "tokens")
+    options: ClassVar[tuple[str, ...]] = ("height", "width", "tokens", "strength")
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -1,17 +1,18 @@
 """Stable Diffusion XL: a UNet conditioned on two text encoders, a pooled embedding and the picture's size.
 
-The base model; the refiner is left out. An empty negative prompt is zeros where the pipeline says so
+The base model; the refiner is refused. An empty negative prompt is zeros where the pipeline says so
 (``force_zeros_for_empty_prompt``), as in the pipeline when none is given.
 """
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from girsanov.adapters.base import Adapter, required, rows
+from girsanov.adapters.base import Adapter, PipelineConfig, required, rows
 from girsanov.adapters.text import Row
+from girsanov.errors import GirsanovError
 from girsanov.types import Cond
 
 
@@ -20,6 +21,15 @@ class StableDiffusionXL(Adapter):
 
     pipelines: ClassVar[tuple[str, ...]] = ("StableDiffusionXLPipeline",)
     component: ClassVar[str] = "unet"
+    options: ClassVar[tuple[str, ...]] = ("height", "width", "strength")
+
+    def __init__(self, pipe: Any, config: PipelineConfig | None = None) -> None:
+        if pipe.text_encoder is None or pipe.config.get("requires_aesthetics_score", False):
+            raise GirsanovError(
+                "this is the refiner of SDXL, which only redraws what the base has drawn: tune the base model "
+                "(stabilityai/stable-diffusion-xl-base-1.0), which has both text encoders"
+            )
+        super().__init__(pipe, config)
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -19,6 +19,7 @@ class StableDiffusion(Adapter):
 
     pipelines: ClassVar[tuple[str, ...]] = ("StableDiffusionPipeline",)
     component: ClassVar[str] = "unet"
+    options: ClassVar[tuple[str, ...]] = ("height", "width", "strength")
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from girsanov.adapters.base import Adapter
 from girsanov.adapters.load import quiet
+from girsanov.adapters.pictures import PictureEncoder
 from girsanov.adapters.text import PromptEncoder
 from girsanov.errors import GirsanovError
 from girsanov.prompt_sets import PromptSet, read_prompts
@@ -17,6 +18,7 @@ from girsanov.recipes.base import RunConfig
 from girsanov.recipes.pipeline_preferences import prompts_in
 from girsanov.recipes.pipelines import Asked, PipelineRecipe, PipelineRunConfig
 from girsanov.settings import Count, settings
+from girsanov.starts import START
 from girsanov.types import Cond
 
 
@@ -27,7 +29,8 @@ class TextToImageConfig(PipelineRunConfig):
     Attributes:
         prompts: file or data set of training prompts (``girsanov/prompt_sets.py`` says which kinds).
         prompts_column, prompts_split, prompts_limit: which column, which split, the first so many.
-        prompts_image: column with the path of a picture to edit, for pipelines that take one.
+        prompts_image: column with the path of a picture: one to edit, one that steers, or, with ``pipeline.strength``,
+            one to begin from.
         eval_prompts: file or data set of held-out prompts; the training prompts by default.
         eval_limit: how many prompts evaluations use, the first ones.
         negative: the negative prompt.
@@ -79,12 +82,12 @@ class TextToImage(PipelineRecipe):
             encode_negative=encode.negative,
             negative=config.negative,
             metadata=training.metadata,
-            conditions=pictures(config, adapter, training, len(training)),
+            conditions=pictures(config, adapter, training, len(training), device),
             groups_per_batch=config.groups,
             group_size=config.group_size,
             seed=config.train.seed,
         )
-        index, own = torch.arange(shown), pictures(config, adapter, held_out, shown)
+        index, own = torch.arange(shown), pictures(config, adapter, held_out, shown, device)
         null = {k: v.expand(shown, *v.shape[1:]) for k, v in encode.negative([config.negative]).items()}
         cond = Cond({**encode(held_out.texts[:shown]), **own}, index, Cond({**null, **own}, index))
         meta = [{"text": t, **m} for t, m in zip(held_out.texts[:shown], held_out.metadata, strict=False)]
@@ -109,15 +112,27 @@ def conditions(encode: PromptEncoder, negative: str, texts: Sequence[str]) -> Co
     return Cond(encode(list(row)), index, Cond(encode.negative([negative]), torch.zeros_like(index)))
 
 
-def pictures(config: TextToImageConfig, adapter: Any, prompts: PromptSet, count: int) -> dict[str, Tensor]:
+def pictures(
+    config: TextToImageConfig, adapter: Any, prompts: PromptSet, count: int, device: torch.device
+) -> dict[str, Tensor]:
     """The conditions of the pictures that go with the first prompts, if there are any."""
+    strength = config.pipeline.strength
     if config.prompts_image is None:
+        if strength is not None:
+            raise GirsanovError(
+                f"pipeline.strength={strength:g} begins from pictures and there are none: name the column of their "
+                "paths with prompts_image=..., or leave it out"
+            )
         return {}
     if config.data is not None:
         raise GirsanovError("judged pictures are learned from without a picture to edit: leave prompts_image out")
+    paths = prompts.column(config.prompts_image)[:count]
+    if strength is not None:
+        return {START: PictureEncoder(adapter, device)([Path(path).expanduser() for path in paths])}
     if not hasattr(adapter, "image_conditions"):
-        raise GirsanovError(f"{type(adapter.pipe).__name__} takes no pictures to edit: leave prompts_image out")
-    found: dict[str, Tensor] = adapter.image_conditions(opened(prompts.column(config.prompts_image)[:count]))
+        begin = "begin from them with pipeline.strength=0.6, or " if "strength" in adapter.options else ""
+        raise GirsanovError(f"{type(adapter.pipe).__name__} takes no pictures to edit: {begin}leave prompts_image out")
+    found: dict[str, Tensor] = adapter.image_conditions(opened(paths))
     return found
 
 
