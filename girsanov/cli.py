@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NoReturn
 
 from girsanov.errors import GirsanovError
+from girsanov.preference_options import preference_commands
 
 EXAMPLES = """\
 examples:
@@ -92,6 +93,17 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--device", metavar="NAME", help="cpu or cuda")
     deployment_options(evaluate)
 
+    merge = add("merge", "write the tuned pipeline of a run as an ordinary one, for diffusers")
+    merge.add_argument("run", metavar="RUN", help="the folder of a run on a pipeline")
+    merge.add_argument("--out", metavar="FOLDER", required=True, help="where the whole pipeline goes")
+    merge.add_argument(
+        "--strength", type=float, default=1.0, metavar="S", help="0 is the pretrained one, 1 the tuned one (default 1)"
+    )
+    merge.add_argument("--checkpoint", default="last", help="last, best, or an iteration (default last)")
+    merge.add_argument(
+        "--dtype", choices=("fp32", "bf16", "fp16"), help="of its weights (default: the run's precision)"
+    )
+
     compare = add("compare", "put runs side by side, as a table and a page")
     compare.add_argument("runs", nargs="+", metavar="RUN", help="folders of runs, or of runs repeated with --seeds")
     compare.add_argument("--out", metavar="FILE", default="comparison.html", help="the page (default comparison.html)")
@@ -167,54 +179,6 @@ def data_command(data: argparse.ArgumentParser) -> None:
     data.add_argument("--no-images", action="store_true", help="do not open the pictures")
     data.add_argument("--all", action="store_true", help="check: print every finding, not only the first")
     data.add_argument("--json", metavar="FILE", help="check, stats: write the findings or numbers there as well")
-
-
-def preference_commands(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
-    """Reward models, judges and rankings."""
-    train = add("train-reward", "train a reward model on preferences, and measure it on others")
-    train.add_argument("data", metavar="DATA", help="a file that `girsanov data` reads (texts or pictures), or: digits")
-    train.add_argument("--out", metavar="DIR", required=True, help="the folder of the reward model")
-    train.add_argument(
-        "--loss", default="bradley-terry", metavar="NAME", help="bradley-terry, plackett-luce, regression, ..."
-    )
-    train.add_argument("--members", type=int, default=1, metavar="M", help="networks of the ensemble (default 1)")
-    train.add_argument("--iterations", type=int, default=300, metavar="N", help="updates (default 300)")
-    train.add_argument("--lr", type=float, default=1e-3, metavar="R", help="learning rate (default 0.001)")
-    train.add_argument("--weight-decay", type=float, default=0.1, metavar="W", help="of AdamW (default 0.1)")
-    train.add_argument("--batch", type=int, default=64, metavar="N", help="comparisons an update (default 64)")
-    train.add_argument(
-        "--held-out", type=float, default=0.2, metavar="S", help="share of prompts to test on (default 0.2)"
-    )
-    train.add_argument("--limit", type=int, metavar="N", help="use so many comparisons")
-    train.add_argument(
-        "--size", type=int, default=16, metavar="P", help="side that pictures are scaled to (default 16)"
-    )
-    train.add_argument("--annotator", default="bold", metavar="REWARD", help="digits: who ranks them (default bold)")
-    train.add_argument(
-        "--temperature", type=float, default=0.5, metavar="T", help="digits: noise of the ranking (default 0.5)"
-    )
-    train.add_argument(
-        "--items", type=int, default=2, metavar="K", help="digits: how many are ranked at once (default 2)"
-    )
-    train.add_argument("--seed", type=int, default=0, help="of all randomness (default 0)")
-
-    judge = add("judge", "let a judge compare the answers of models, pair by pair")
-    judge.add_argument("answers", nargs="+", metavar="FILE", help='rows {"prompt": ..., "answer": ...}, a file a model')
-    judge.add_argument("--url", metavar="URL", help="OpenAI-compatible server, as in http://127.0.0.1:8000/v1")
-    judge.add_argument("--model", metavar="NAME", help="what the server calls the judge")
-    judge.add_argument(
-        "--reader", default="brackets", metavar="NAME", help="brackets, json or scores (default brackets)"
-    )
-    judge.add_argument("--soft", action="store_true", help="read a probability from the first token's log-probs")
-    judge.add_argument("--score", metavar="SCORE", help="instead: my_file.py:fn, or a reward model's folder")
-    judge.add_argument("--cache", metavar="DIR", help="keep the server's replies there")
-    judge.add_argument("--out", metavar="FILE", default="verdicts.jsonl", help="the verdicts (default verdicts.jsonl)")
-
-    ranked = add("rank", "rank models by verdicts on pairs: Bradley-Terry, Elo, win rates")
-    ranked.add_argument("verdicts", nargs="+", metavar="FILE", help='rows {"a": ..., "b": ..., "value": 1, 0.5 or 0}')
-    ranked.add_argument("--baseline", metavar="MODEL", help="win rates over this model (default: the last one)")
-    ranked.add_argument("--prior", type=float, default=0.0, metavar="W", help="pull ratings together (default 0)")
-    ranked.add_argument("--json", metavar="FILE", help="write the numbers there as well")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

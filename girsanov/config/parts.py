@@ -8,7 +8,8 @@ new member, or a new family, needs no configuration class. Three functions do it
     construct(annotation, data)     -> the object
     describe(object)                -> data
 
-A ``kind`` is a name of the family's dict, or ``my_file.py:name`` (or ``package.module:name``): the user's own code.
+A ``kind`` is a name of the family's dict, or ``my_file.py:name`` (or ``package.module:name``): the user's own code; of a
+reward it may be the folder of a trained one.
 """
 
 import dataclasses
@@ -40,6 +41,12 @@ WRAPPERS = {
     "TextReward": "girsanov.language.rewards:as_text_reward",
 }
 """Families that a plain function of the user can be wrapped into a member of."""
+
+FOLDERS = {
+    "Reward": ("reward.json", "girsanov.rewards.trained:Trained"),
+    "TextReward": ("reward.json", "girsanov.language.rewards:TrainedText"),
+}
+"""Families whose members may be folders on disk: the file that marks one, and the class that reads it."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +127,10 @@ def spoken(family: type) -> str:
 
 
 def member(family: type, kind: str) -> Callable[..., Any]:
-    """What builds the member ``kind``. Raises GirsanovError with the nearest name."""
+    """What builds the member ``kind``, which may be a folder. Raises GirsanovError with the nearest name."""
+    marker, reader = FOLDERS.get(family.__name__, ("", ""))
+    if marker and (Path(kind) / marker).is_file():
+        return lambda: load(reader)(kind)
     if ":" in kind:
         return _own(family, load(kind), kind)
     known = members(family)

@@ -5,13 +5,15 @@ mean_interval      Student's t: ``mean +- t_{n-1} s / sqrt(n)``
 grouped_interval   the same over group means: samples of one prompt are not independent
 bootstrap          BCa bootstrap of any statistic
 win_rate           Wilson's score interval of the share of wins, ties counted half
+correlation        Fisher's: ``tanh(atanh r +- z / sqrt(n - 3))``; of ranks the variance is 1.06 times that
 =================  ======================================================================================
 
 Wilson's interval with share p of n and normal quantile z:
 
 .. math:: \frac{p + z^2/2n \pm z \sqrt{p(1-p)/n + z^2/4n^2}}{1 + z^2/n}
 
-References: Wilson 1927, doi:10.1080/01621459.1927.10502953; Efron 1987, doi:10.1080/01621459.1987.10478410 (BCa).
+References: Wilson 1927, doi:10.1080/01621459.1927.10502953; Efron 1987, doi:10.1080/01621459.1987.10478410 (BCa);
+Fieller, Hartley & Pearson 1957, doi:10.1093/biomet/44.3-4.470 (ranks).
 """
 
 import math
@@ -136,3 +138,23 @@ def win_rate(a: Values, b: Values, confidence: float = 0.95) -> Interval:
     if len(x) != len(y):
         raise GirsanovError(f"a win rate compares pairs: {len(x)} scores against {len(y)}")
     return share_interval(float((x > y).sum() + 0.5 * (x == y).sum()), len(x), confidence)
+
+
+def correlation_interval(a: Values, b: Values, *, ranks: bool = False, confidence: float = 0.95) -> Interval:
+    """Pearson's correlation of n pairs, or Spearman's of their ranks; 0, and nothing known, where one is constant.
+
+    Raises GirsanovError below four pairs.
+    """
+    from scipy import stats
+
+    x, y = numbers(a, 4), numbers(b, 4)
+    if len(x) != len(y):
+        raise GirsanovError(f"a correlation is of pairs: {len(x)} numbers and {len(y)}")
+    if np.ptp(x) == 0 or np.ptp(y) == 0:
+        return Interval(0.0, -1.0, 1.0, len(x), confidence)
+    if ranks:
+        x, y = stats.rankdata(x), stats.rankdata(y)
+    r = float(np.clip(np.corrcoef(x, y)[0, 1], -1.0, 1.0))
+    half = quantile(confidence) * math.sqrt((1.06 if ranks else 1.0) / (len(x) - 3))
+    centre = math.atanh(min(max(r, -1 + 1e-15), 1 - 1e-15))
+    return Interval(r, math.tanh(centre - half), math.tanh(centre + half), len(x), confidence)

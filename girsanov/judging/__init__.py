@@ -9,6 +9,12 @@ from girsanov.judging.base import position_bias as position_bias
 from girsanov.judging.parsing import READERS as READERS
 from girsanov.judging.scoring import ScoreJudge as ScoreJudge
 from girsanov.judging.server import ServerJudge as ServerJudge
+from girsanov.judging.trained import RewardJudge as RewardJudge
 
-JUDGES: dict[str, type[PairJudge]] = {"both-orders": BothOrders, "score": ScoreJudge, "server": ServerJudge}
+JUDGES: dict[str, type[PairJudge]] = {
+    "both-orders": BothOrders,
+    "score": ScoreJudge,
+    "reward": RewardJudge,
+    "server": ServerJudge,
+}
 """Every judge by name."""

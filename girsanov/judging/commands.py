@@ -6,7 +6,7 @@ from pathlib import Path
 
 def train_reward_command(chosen: argparse.Namespace, command: str) -> int:
     """``girsanov train-reward``."""
-    from girsanov.reward_models.report import train_reward
+    from girsanov.reward_models.commands import train_reward
 
     print(train_reward(chosen, command))
     return 0

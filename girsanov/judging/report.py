@@ -12,34 +12,57 @@ from girsanov.evaluation.intervals import Interval
 from girsanov.jsonl import write_rows
 from girsanov.judging.base import BothOrders, PairJudge, position_bias
 from girsanov.judging.parsing import READERS
-from girsanov.judging.scoring import ScoreJudge, Scorer
-from girsanov.judging.server import ServerJudge
+from girsanov.judging.scoring import ScoreJudge
+from girsanov.judging.server import SYSTEM, ServerJudge
 from girsanov.judging.tournament import Against, Game, against, elo_ratings, play, ranking, read_answers, read_games
+from girsanov.judging.trained import RewardJudge
 from girsanov.rewards.function import load_object
 from girsanov.settings import unknown
+
+MAX_PATH = 1024  # characters: a longer text is no file name
 
 
 def judge_of(chosen: argparse.Namespace) -> PairJudge:
     """The judge of the command line. Raises GirsanovError unless there is exactly one."""
     if (chosen.score is None) == (chosen.url is None):
-        raise GirsanovError("name one judge: --url and --model of a server, or --score my_file.py:fn")
+        raise GirsanovError(
+            "name one judge: --url and --model of a server, or --score with my_file.py:fn or a reward model's folder"
+        )
     if chosen.score is not None:
-        return ScoreJudge(scorer_of(chosen.score))
+        return scoring_judge(chosen.score, chosen.soft)
     if chosen.reader not in READERS:
         raise GirsanovError(f"{chosen.reader!r} {unknown(chosen.reader, READERS, 'reader')}")
     reader = READERS[chosen.reader]()
-    return BothOrders(ServerJudge(chosen.url, chosen.model or "", reader=reader, soft=chosen.soft, cache=chosen.cache))
+    system = SYSTEM if chosen.criteria is None else criteria(chosen.criteria)
+    server = ServerJudge(
+        chosen.url, chosen.model or "", system=system, reader=reader, soft=chosen.soft, cache=chosen.cache
+    )
+    return BothOrders(server)
 
 
-def scorer_of(spec: str) -> Scorer:
-    """A function of a file, ``my_file.py:fn``, or a reward model of texts by its folder."""
+def criteria(given: str) -> str:
+    """How to judge: a text, or that of a file. Raises GirsanovError if it is empty, or the file cannot be read."""
+    path = Path(given).expanduser()
+    if len(given) < MAX_PATH and path.is_file():
+        try:
+            given = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise GirsanovError(f"{path} cannot be read as text ({error}): give --criteria a text file") from error
+    if not given.strip():
+        raise GirsanovError("--criteria is empty: say how to judge, or leave it out")
+    return given.strip()
+
+
+def scoring_judge(spec: str, soft: bool) -> PairJudge:
+    """A judge made of a function, ``my_file.py:fn``, or of a reward model by its folder."""
     from girsanov.reward_models.model import is_reward_model, load_reward_model
 
-    if not is_reward_model(spec):
-        found: Scorer = load_object(spec)
-        return found
-    model = load_reward_model(spec)
-    return lambda prompt, answer: float(model.texts([prompt], [answer.text])[0])
+    temperature = 1.0 if soft else 0.0
+    if is_reward_model(spec):
+        return RewardJudge(load_reward_model(spec), temperature)
+    if Path(spec).is_dir():
+        raise GirsanovError(f"{spec} holds no reward model: give the --out of girsanov train-reward, or my_file.py:fn")
+    return ScoreJudge(load_object(spec), temperature)
 
 
 def judge_files(chosen: argparse.Namespace) -> str:

@@ -3,6 +3,8 @@
 Nothing is saved but what was trained: low-rank adapters in peft's own layout, or the whole model where all of it was.
 """
 
+import copy
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,7 +34,7 @@ def load_language_model(
     """The model and the tokenizer of a folder, or of a name on the Hugging Face hub.
 
     Args:
-        name: what ``AutoModelForCausalLM.from_pretrained`` takes.
+        name: what ``AutoModelForCausalLM.from_pretrained`` takes; a folder of adapters that names its model does too.
         tokenizer: what ``AutoTokenizer.from_pretrained`` takes; the model's own by default.
         dtype: of the weights.
         max_length: tokens of a row; the model's own limit goes before it.
@@ -43,15 +45,54 @@ def load_language_model(
             more tokens than the model.
     """
     try:
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoModelForCausalLM
     except ImportError:
         raise GirsanovError("language models need the package transformers: pip install 'girsanov[llm]'") from None
     lm, facts = read(AutoModelForCausalLM, name, "causal language model", output_loading_info=True)
     if missing := sorted(facts["missing_keys"]):
         raise GirsanovError(f"{name} lacks the weights {missing[0]}: it is no complete causal language model")
-    words = read(AutoTokenizer, tokenizer or name, "tokenizer")
     net = LanguageNet(lm.to(dtype).eval(), chunk, packed)
-    return LanguageModel(net, Encoder(words, max_length))
+    return LanguageModel(net, load_encoder(tokenizer or name, max_length))
+
+
+def load_encoder(name: str, max_length: int = 1024) -> Encoder:
+    """The tokenizer of a folder or a name. Raises GirsanovError if there is none, or no transformers."""
+    try:
+        from transformers import AutoTokenizer
+    except ImportError:
+        raise GirsanovError("language models need the package transformers: pip install 'girsanov[llm]'") from None
+    return Encoder(read(AutoTokenizer, name, "tokenizer"), max_length)
+
+
+def load_beside(name: str, encoder: Encoder, dtype: torch.dtype = torch.float32, **more: Any) -> LanguageModel:
+    """A second model that reads the same tokens, frozen: a reference, or a model whose log-probs are rewards.
+
+    Args:
+        name: folder of a run (its ``weights``), folder of a model or of adapters, or a name on the hub.
+        encoder: the tokens of the policy.
+        dtype: of its weights.
+        more: as ``load_language_model`` takes them.
+
+    Raises:
+        GirsanovError: as ``load_language_model``; a run without weights; other tokens than the policy's.
+    """
+    place = Path(name).expanduser()
+    if (place / "run.json").is_file():
+        if not (place / "weights").is_dir():
+            raise GirsanovError(f"{name} holds a run without weights: let it end (--resume), they are written then")
+        place = place / "weights"
+    model = load_language_model(
+        str(place) if place.exists() else name, dtype=dtype, max_length=encoder.max_length, **more
+    )
+    own, other = encoder.tokenizer.get_vocab(), model.encoder.tokenizer.get_vocab()
+    if own != other:
+        strange = next(iter(sorted(set(own) ^ set(other))), "one that both have")
+        raise GirsanovError(
+            f"{name} reads {len(other)} tokens and the policy {len(own)}, and {strange!r} is not the same in both: "
+            "it must have the policy's vocabulary"
+        )
+    model.net.requires_grad_(False)
+    return dataclasses.replace(model, encoder=encoder)
 
 
 def read(kind: Any, name: str, what: str, **more: Any) -> Any:
@@ -104,7 +145,9 @@ def save_tuned(net: LanguageNet, encoder: Encoder, weights: Mapping[str, Tensor]
         if any("lora_" in n for n in named):
             plain = {f"base_model.model.{n.replace(f'.{ADAPTER}.', '.')}": w for n, w in named.items()}
             save_file(plain, folder / "adapter_model.safetensors", {"format": "pt"})
-            net.lm.peft_config[ADAPTER].save_pretrained(str(folder))
+            config = copy.copy(net.lm.peft_config[ADAPTER])
+            config.base_model_name_or_path = getattr(net.lm, "name_or_path", None) or None
+            config.save_pretrained(str(folder))
             return f"peft.PeftModel.from_pretrained(model, {str(folder)!r})"
         state = {k: v.detach().cpu() for k, v in net.lm.state_dict().items()} | named
         net.lm.save_pretrained(str(folder), state_dict=state)

@@ -9,11 +9,14 @@ of the *prompt's* features is trained on preferences:
 
 .. math:: r = e^{\tau} \sum_j \mathrm{softmax}(gate(x))_j \; (W^T \phi + b)_j, \qquad L = -\log \sigma(r_w - r_l)
 
-The scale ``exp(tau)`` is learned too: weights that sum to 1 could not meet the odds of the labels otherwise. The bias b
-cancels between two answers to a prompt, as the gate is the same for both.
+Between the stages what an objective shares with verbosity can be taken out (``debias.py``), which leaves W a table of
+weights. The scale ``exp(tau)`` is learned too: weights that sum to 1 could not meet the odds of the labels otherwise.
+The bias b cancels between two answers to a prompt, as the gate is the same for both.
 
 Reference: Wang et al. 2024, arXiv:2406.12845, sections 3.1 and 3.2.
 """
+
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -72,6 +75,12 @@ class Gated(nn.Module):
             self.weight[:, j] = solved[:-1].to(self.weight)
             self.bias[j] = solved[-1].to(self.bias)
 
+    @torch.no_grad()
+    def subtract(self, lam: Tensor, weight: Tensor, bias: Tensor) -> None:
+        """``r_i' = r_i - lam_i v`` with lam [R] and ``v = weight . phi + bias``, weight [F]: see ``debias.py``."""
+        self.weight -= weight.to(self.weight).unsqueeze(1) * lam.to(self.weight)
+        self.bias -= bias.to(self.bias) * lam.to(self.bias)
+
 
 @settings
 class GatedConfig(ScorerConfig):
@@ -87,6 +96,8 @@ class GatedConfig(ScorerConfig):
     prompt: Count
     objectives: Count
     hidden: Natural = 32
+
+    reads_prompt: ClassVar[bool] = True
 
     def one(self) -> nn.Module:
         """The network."""

@@ -21,6 +21,8 @@ References: Bradley & Terry 1952, doi:10.2307/2334029; Plackett 1975, doi:10.230
 arXiv:2203.02155, Eq. 1; Touvron et al. 2023, arXiv:2307.09288, Eq. 2 (margin).
 """
 
+import inspect
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -98,8 +100,23 @@ REWARD_LOSSES: Mapping[str, Callable[..., Loss]] = {
 """Every loss of reward models by name."""
 
 
-def reward_loss(name: str) -> Loss:
-    """The loss of a name. Raises GirsanovError with the nearest one."""
+def reward_loss(spec: str) -> Loss:
+    """The loss of a name, or of ``name:x`` with its number (``margin:0.5``).
+
+    Raises GirsanovError on an unknown name, with the nearest one, or a number that does not fit.
+    """
+    name, given, value = spec.partition(":")
     if name not in REWARD_LOSSES:
         raise GirsanovError(f"{name!r} {unknown(name, REWARD_LOSSES, 'loss of reward models')}")
-    return REWARD_LOSSES[name]()
+    if not given:
+        return REWARD_LOSSES[name]()
+    kinds = {p.kind for p in inspect.signature(REWARD_LOSSES[name]).parameters.values()}
+    if inspect.Parameter.POSITIONAL_OR_KEYWORD not in kinds:
+        raise GirsanovError(f"the loss {name} takes no number: write {name}")
+    try:
+        number = float(value)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise GirsanovError(f"{value!r} is no finite number: write {name}:0.1, say")
+    return REWARD_LOSSES[name](number)

@@ -6,13 +6,14 @@ score of the training data at 0.
 
 =================  ========================================================================================
 model.safetensors  the weights
-reward.json        format, schema, network, shift, numbers on held-out comparisons, SHA-256 of the weights
+reward.json        format, schema, front, network, shift, numbers on held-out comparisons, SHA-256 of the weights
 =================  ========================================================================================
 
 Reference: Coste et al. 2023, arXiv:2310.02743 (uncertainty-weighted ensembles).
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +24,15 @@ import girsanov
 from girsanov.config.parts import construct, describe
 from girsanov.errors import GirsanovError
 from girsanov.reward_models.data import Comparisons
-from girsanov.reward_models.kinds import SCORERS
+from girsanov.reward_models.fronts import Front, picture, requests
+from girsanov.reward_models.kinds import FRONTS, SCORERS, front_for
 from girsanov.reward_models.method import score_items
-from girsanov.reward_models.scorers import ScorerConfig, TextConfig, encode_texts
+from girsanov.reward_models.scorers import ScorerConfig
 from girsanov.rewards.base import Reward
 from girsanov.store import damaged, read_settings, read_tensors, write_folder
 from girsanov.types import Cond, Prompts
 
-FORMAT, SCHEMA, MARKER = "girsanov-reward-model", 1, "reward.json"
+FORMAT, SCHEMA, MARKER = "girsanov-reward-model", 2, "reward.json"
 BATCH = 256
 
 
@@ -44,6 +46,7 @@ class RewardModel(Reward):
         pessimism: k, how many standard deviations of the members are subtracted.
         name: what messages call it.
         notes: numbers that go with it, kept on disk.
+        front: what stands between pictures or texts and the network; the network's own by default.
     """
 
     def __init__(
@@ -54,20 +57,25 @@ class RewardModel(Reward):
         pessimism: float = 0.0,
         name: str = "trained",
         notes: Mapping[str, Any] | None = None,
+        front: Front | None = None,
     ) -> None:
         if pessimism < 0:
             raise GirsanovError(f"pessimism must be at least 0, not {pessimism}")
         self.config, self.net = config, net.eval().requires_grad_(False)
         self.shift, self.pessimism, self.name, self.notes = shift, pessimism, name, dict(notes or {})
-        self.differentiable = config.differentiable
+        self.front = front_for(config) if front is None else front
+        self.differentiable = Parts(config, self.front).differentiable
 
     def prepare(self, device: torch.device | str = "cpu") -> None:
         """Moves the network."""
         self.net.to(device)
 
     def __call__(self, x: Tensor, prompts: Prompts) -> Tensor:
-        """Scores [B] of samples [B, *D] in the dtype of x (float32 for token ids)."""
-        return self.score(x, prompts.cond)
+        """Scores [B] of samples [B, *D] in the dtype of x (float32 for token ids, which need no front)."""
+        if not x.is_floating_point():
+            return self.score(x, prompts.cond)
+        cond = self.front.asked(prompts) if self.config.reads_prompt else prompts.cond
+        return self.score(self.front.images(x, prompts), cond).to(x.dtype)
 
     def members(self, x: Tensor, cond: Cond | None = None) -> Tensor:
         """The scores of every member, [N, M]."""
@@ -90,14 +98,21 @@ class RewardModel(Reward):
 
     @torch.no_grad()
     def texts(self, prompts: Sequence[str], answers: Sequence[str]) -> Tensor:
-        """Scores [N] of answers, for a model of texts."""
-        if not isinstance(self.config, TextConfig):
-            raise GirsanovError("this reward model does not read texts: train one on texts")
-        found = [
-            self.score(encode_texts(prompts[i : i + BATCH], answers[i : i + BATCH], self.config.length))
-            for i in range(0, len(answers), BATCH)
-        ]
+        """Scores [N] of answers, on the host. Raises GirsanovError if the model reads no texts."""
+        found = []
+        for i in range(0, len(answers), BATCH):
+            asked, part = prompts[i : i + BATCH], answers[i : i + BATCH]
+            x = self.front.texts(asked, part)
+            cond = self.front.asked(requests(asked)) if self.config.reads_prompt else None
+            found.append(self.score(x, cond).cpu())
         return torch.cat(found)
+
+    @torch.no_grad()
+    def pictures(self, prompts: Sequence[str], files: Sequence[bytes]) -> Tensor:
+        """Scores [N] of picture files of any size, on the host. Raises GirsanovError if the model reads none."""
+        if self.front.own_samples:
+            raise GirsanovError("this reward model reads the samples it was trained on: train one on picture files")
+        return torch.cat([self(picture(f), requests([p])).cpu() for p, f in zip(prompts, files, strict=True)])
 
     @torch.no_grad()
     def compared(self, data: Comparisons) -> Tensor:
@@ -116,11 +131,12 @@ class RewardModel(Reward):
             "format": FORMAT,
             "schema": SCHEMA,
             "girsanov": girsanov.__version__,
+            "front": describe(self.front),
             "scorer": described(self.config),
             "shift": self.shift,
             "notes": self.notes,
         }
-        return write_folder(folder, settings, self.net.state_dict(), MARKER)
+        return write_folder(folder, settings, self.config.tensors(self.net), MARKER)
 
 
 def described(config: ScorerConfig) -> dict[str, Any]:
@@ -136,20 +152,45 @@ def is_reward_model(folder: str | Path) -> bool:
     return (Path(folder) / MARKER).is_file()
 
 
-def read_scorer(folder: str | Path) -> ScorerConfig:
-    """The configuration of the network of a folder. Raises GirsanovError in one sentence if there is none."""
+@dataclass(frozen=True)
+class Parts:
+    """What a reward model is made of, without its weights."""
+
+    config: ScorerConfig
+    front: Front
+
+    @property
+    def differentiable(self) -> bool:
+        """Whether scores have a gradient in the samples."""
+        return self.config.differentiable and self.front.differentiable
+
+
+def read_scorer(folder: str | Path) -> Parts:
+    """What the reward model of a folder is made of. Raises GirsanovError in one sentence if there is none."""
     settings = read_settings(folder, MARKER, FORMAT, SCHEMA)
     with damaged(folder):
         if settings["scorer"]["kind"] not in SCORERS:
             raise GirsanovError(f"unknown network {settings['scorer']['kind']!r}")
-        found: ScorerConfig = construct(ScorerConfig, settings["scorer"])
-    return found
+        config: ScorerConfig = construct(ScorerConfig, settings["scorer"])
+        if "front" not in settings:  # schema 1
+            return Parts(config, front_for(config))
+        known_fronts(settings["front"])
+        return Parts(config, construct(Front, settings["front"]))
+
+
+def known_fronts(data: Mapping[str, Any]) -> None:
+    """Raises GirsanovError unless a front and what is inside it are of this package: no code is named in files."""
+    if data["kind"] not in FRONTS:
+        raise GirsanovError(f"unknown front {data['kind']!r}")
+    if "inner" in data:
+        known_fronts(data["inner"])
 
 
 def load_reward_model(folder: str | Path, pessimism: float = 0.0) -> RewardModel:
     """The reward model of a folder. Raises GirsanovError in one sentence if there is none, or it is damaged."""
-    settings, config = read_settings(folder, MARKER, FORMAT, SCHEMA), read_scorer(folder)
+    settings, parts = read_settings(folder, MARKER, FORMAT, SCHEMA), read_scorer(folder)
     with damaged(folder):
-        net = config.build()
-        net.load_state_dict(read_tensors(folder, settings), strict=True, assign=True)
-    return RewardModel(config, net, float(settings["shift"]), pessimism, Path(folder).name, settings["notes"])
+        net = parts.config.build()
+        parts.config.fill(net, read_tensors(folder, settings))
+    name, notes = Path(folder).name, settings["notes"]
+    return RewardModel(parts.config, net, float(settings["shift"]), pessimism, name, notes, parts.front)

@@ -1,31 +1,30 @@
-"""``girsanov train-reward``: train, measure on held-out comparisons, save, and write a page."""
+"""The page of a reward model: its numbers on held-out comparisons, and how they came about."""
 
-import argparse
-import json
+import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from markupsafe import Markup
 
-from girsanov.data.rankings import told
 from girsanov.disk import write_text
 from girsanov.evaluation.calibration import Calibration
-from girsanov.folder import clean
 from girsanov.report.run import render
 from girsanov.report.svg import Line, chart, legend
-from girsanov.reward_models.losses import reward_loss
+from girsanov.reward_models.gated import Gated
 from girsanov.reward_models.model import RewardModel
-from girsanov.reward_models.sources import Source, digits_source, file_source
-from girsanov.reward_models.training import Measured, measure, train_reward_model
-from girsanov.train import Run, TrainConfig
+from girsanov.reward_models.objectives import Objective
+from girsanov.reward_models.sources import Source
+from girsanov.reward_models.training import Measured
+from girsanov.train import Run
 
 
 class Curve:
-    """A callback that keeps the loss and the accuracy of every iteration."""
+    """A callback that keeps the loss of every iteration."""
 
     def __init__(self) -> None:
         self.loss: list[float] = []
-        self.accuracy: list[float] = []
 
     def start(self, run: Run) -> None:
         """Nothing."""
@@ -33,44 +32,27 @@ class Curve:
     def iteration(self, run: Run, metrics: dict[str, float]) -> None:
         """One more point."""
         self.loss.append(metrics["loss"])
-        self.accuracy.append(metrics["accuracy"])
 
     def end(self, run: Run) -> None:
         """Nothing."""
 
-
-def source_of(chosen: argparse.Namespace) -> Source:
-    """The comparisons that the command line asks for."""
-    options = {"batch_size": chosen.batch, "members": chosen.members, "seed": chosen.seed}
-    if chosen.data != "digits":
-        return file_source(chosen.data, held_out=chosen.held_out, limit=chosen.limit, size=chosen.size, **options)
-    from girsanov.rewards import load_reward
-
-    return digits_source(
-        load_reward(chosen.annotator),
-        items=chosen.items,
-        n=chosen.limit or 2000,
-        temperature=chosen.temperature,
-        **options,
-    )
+    def smooth(self) -> list[float]:
+        """Means over the last tenth of the iterations up to each."""
+        width = max(1, len(self.loss) // 10)
+        parts = [self.loss[max(0, i - width + 1) : i + 1] for i in range(len(self.loss))]
+        return [sum(part) / len(part) for part in parts]
 
 
-def train_reward(chosen: argparse.Namespace, command: str) -> str:
-    """Trains as the command line says; what to print."""
-    loss, source, curve = reward_loss(chosen.loss), source_of(chosen), Curve()
-    train = TrainConfig(iterations=chosen.iterations, lr=chosen.lr, weight_decay=chosen.weight_decay, seed=chosen.seed)
-    model = train_reward_model(source.config, source.train, loss, train=train, callbacks=[curve])
-    seen, held_out = measure(model, source.train), measure(model, source.test)
-    model.notes = clean({"data": source.about, "loss": chosen.loss, "command": command, "held_out": held_out.data()})
-    folder = model.save(chosen.out)
-    page = write_page(folder, model, source, (seen, held_out), curve, command)
-    write_text(folder / "evaluation.json", json.dumps(model.notes, indent=2) + "\n")
-    lines = [*told(source.left_out), source.about, f"held out: {len(source.test)} comparisons"]
-    width = max(len(k) for k in held_out.rows())
-    lines += [f"  {k:<{width}}  {v}" for k, v in held_out.rows().items()]
-    lines.append(f"  {'accuracy in training':<{width}}  {seen.pairs.accuracy}")
-    use = f"use it as reward={{kind: trained, path: {chosen.out}}}"
-    return "\n".join([*lines, f"saved in {folder}; {use}", f"report: {page}"])
+@torch.no_grad()
+def gate_weights(model: RewardModel, source: Source) -> tuple[Objective, ...]:
+    """The objectives with the mean weight that the gate gives each on held-out prompts; none without a gate."""
+    gates = [m for m in model.net.modules() if isinstance(m, Gated)]
+    if not gates or source.test.cond is None:
+        return ()
+    device = next(model.net.parameters()).device
+    prompts = source.test.cond["prompt"].to(device)
+    mean = torch.stack([g.weights(prompts) for g in gates]).mean((0, 1)).tolist()
+    return tuple(dataclasses.replace(o, weight=w) for o, w in zip(source.objectives, mean, strict=True))
 
 
 def reliability(found: Calibration) -> dict[str, Any]:
@@ -86,13 +68,20 @@ def reliability(found: Calibration) -> dict[str, Any]:
 
 
 def write_page(
-    folder: Path, model: RewardModel, source: Source, found: tuple[Measured, Measured], curve: Curve, command: str
+    folder: Path,
+    model: RewardModel,
+    source: Source,
+    found: tuple[Measured, Measured],
+    curve: Curve,
+    command: str,
+    objectives: Sequence[Objective] = (),
 ) -> Path:
     """``report.html`` of a reward model."""
     steps = list(range(1, len(curve.loss) + 1))
+    loss = [Line(steps, curve.loss, name="each update", style="line-grey"), Line(steps, curve.smooth(), name="mean")]
     plots = [
         reliability(found[1].pairs),
-        {"title": "Loss in training", "lines": [Line(steps, curve.loss)], "x": "iteration", "percent": False},
+        {"title": "Loss in training", "lines": loss, "x": "iteration", "percent": False},
     ]
     charts = [
         {
@@ -114,6 +103,8 @@ def write_page(
         accuracy=found[1].pairs.accuracy,
         command=command,
         left_out=source.left_out,
+        objectives=objectives,
+        debiased=any(o.lam is not None for o in objectives),
         folder=str(folder),
     )
     path = folder / "report.html"

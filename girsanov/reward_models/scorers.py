@@ -15,7 +15,8 @@ different starts. All are smooth, so a reward model of images has useful gradien
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -34,9 +35,12 @@ class ScorerConfig(ABC):
 
     Attributes:
         members: how many networks are trained side by side.
+        reads_prompt: whether it reads the prompt's features besides the item's.
     """
 
     members: Count = 1
+
+    reads_prompt: ClassVar[bool] = False
 
     @property
     def differentiable(self) -> bool:
@@ -52,6 +56,14 @@ class ScorerConfig(ABC):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return Members([self.one() for _ in range(self.members)])
+
+    def tensors(self, net: nn.Module) -> Mapping[str, Tensor]:
+        """What of a network's state is saved."""
+        return net.state_dict()
+
+    def fill(self, net: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+        """Puts what was saved into a fresh network, in the dtype it was saved in."""
+        net.load_state_dict(tensors, strict=True, assign=True)
 
 
 class Members(nn.Module):

@@ -1,25 +1,20 @@
-"""Comparisons to train on: from a file of preferences (texts or pictures), or real digits and a simulated annotator.
+"""Comparisons to train on: from a file of preferences (texts or pictures), or real digits and a simulated annotator."""
 
-A row whose items are strictly ranked (by rank, else by score) is one ranking; one with ties is taken apart into its
-pairs. Rows that cannot be used are left out and told. Prompts are never split between training and test.
-"""
-
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from girsanov.data.checks import check_row
-from girsanov.data.open import open_preferences
-from girsanov.data.rankings import HELD_OUT, in_share, rankings
-from girsanov.data.records import Item, Preference
 from girsanov.errors import GirsanovError
 from girsanov.noise import generator
 from girsanov.reward_models.data import Comparisons, ranked
-from girsanov.reward_models.scorers import PixelsConfig, ScorerConfig, TextConfig, encode_texts
+from girsanov.reward_models.fronts import Front, Plain
+from girsanov.reward_models.objectives import Objective
+from girsanov.reward_models.readings import Reading, usual
+from girsanov.reward_models.rows import Rows, packed, read_rows
+from girsanov.reward_models.scorers import PixelsConfig, ScorerConfig
 from girsanov.rewards.base import Reward
 from girsanov.types import Cond
 
@@ -33,59 +28,26 @@ class Source:
     Attributes:
         train, test: comparisons.
         config: a network that reads them.
-        left_out: sentences about rows that were not used.
+        front: what made them of pictures or texts.
         about: where they are from, for reports.
+        left_out: sentences about rows that were not used.
+        net: a network of the configuration that is prepared, or None.
+        objectives: what its heads predict, where it has several.
     """
 
     train: Comparisons
     test: Comparisons
     config: ScorerConfig
+    front: Front
     about: str
     left_out: tuple[str, ...] = ()
-
-
-@dataclass
-class Rows:
-    """Usable rows as they come: prompt, items best first, scores, whether they are to test on."""
-
-    prompts: list[str] = field(default_factory=list)
-    items: list[list[Item]] = field(default_factory=list)
-    held_out: list[bool] = field(default_factory=list)
-    left_out: list[str] = field(default_factory=list)
-
-    def add(self, p: Preference, share: float) -> None:
-        """A row, as one ranking or as pairs."""
-        test = p.split in HELD_OUT or (p.split == "train" and in_share(p.text, share))
-        for group in rankings(p):
-            self.prompts.append(p.text)
-            self.items.append(group)
-            self.held_out.append(test)
-
-
-def read_rows(path: str | Path, share: float, limit: int | None = None) -> tuple[Rows, Path]:
-    """The usable rows of a file, and its folder. Raises GirsanovError if there is none."""
-    opened, found = open_preferences(path), Rows()
-    for place, row in opened.rows:
-        if isinstance(row, GirsanovError):
-            found.left_out.append(str(row))
-            continue
-        wrong = [p for p in check_row(row, place, opened.folder) if p.error]
-        before = len(found.items)
-        if not wrong:
-            found.add(row, share)
-        if wrong or len(found.items) == before:
-            found.left_out.append(f"{place}: {wrong[0].what if wrong else 'nothing says which item is better'}")
-        if limit is not None and len(found.items) >= limit:
-            break
-    if not found.items:
-        raise GirsanovError(
-            f"{path} has no row to learn from: {found.left_out[0] if found.left_out else 'it is empty'}"
-        )
-    return found, opened.folder
+    net: nn.Module | None = None
+    objectives: tuple[Objective, ...] = ()
 
 
 def file_source(
     path: str | Path,
+    reading: Reading | None = None,
     *,
     held_out: float = 0.2,
     batch_size: int = 64,
@@ -95,70 +57,48 @@ def file_source(
     limit: int | None = None,
     seed: int = 0,
 ) -> Source:
-    """Preferences of a file: texts as bytes, pictures as grey or coloured squares.
+    """Preferences of a file.
 
     Args:
         path: what ``girsanov data`` reads.
+        reading: how it is read; texts as bytes and pictures as squares by default.
         held_out: share of prompts to test on, where the rows name no split.
         batch_size: prompts an iteration.
-        members: of the ensemble.
-        length: bytes of a text.
-        size: side of a picture in pixels.
+        members: of the ensemble, by default.
+        length: bytes of a text, by default.
+        size: side of a picture in pixels, by default.
         limit: stop after so many comparisons.
         seed: key of the order.
     """
-    rows, folder = read_rows(path, held_out, limit)
-    pictures = {i.image is not None for items in rows.items for i in items}
-    if len(pictures) > 1:
-        raise GirsanovError(f"{path} compares texts in some rows and pictures in others: give two files")
-    if pictures == {True}:
-        data = packed(rows, lambda _, items: pixels([folder / i.content for i in items], size))
-        config: ScorerConfig = PixelsConfig(shape=tuple(data[0].shape[2:]), members=members)
-    else:
-        data = packed(rows, lambda prompts, items: encode_texts(prompts, [i.content for i in items], length))
-        config = TextConfig(length=length, members=members)
+    rows = read_rows(path, held_out, limit, None if reading is None else reading.front)
+    if not rows.items:
+        raise GirsanovError(f"{path} says of no two items of one prompt which is better: give ranks or overall scores")
+    if reading is not None and reading.front.reads_pictures != rows.pictures:
+        way = ("pictures", "texts", "--features CLIP") if rows.pictures else ("texts", "pictures", "--model NAME")
+        raise GirsanovError("{} compares {}, and this model reads {}: use {}".format(path, *way))
+    reading = usual(rows, length, size, members) if reading is None else reading
+    items, valid, score = packed(rows, reading.front)
+    made = reading.make(rows, items, held_out, seed)
+    train, test = sides(rows, (made.items, valid, score), made.cond, batch_size, seed)
+    about = f"{len(rows.items)} comparisons of {Path(path).name}, {'pictures' if rows.pictures else 'texts'}"
+    return Source(train, test, made.config, made.front, about, tuple(rows.left_out), made.net, made.objectives)
+
+
+def sides(
+    rows: Rows, data: tuple[Tensor, Tensor, Tensor], cond: Cond | None, batch_size: int, seed: int
+) -> list[Comparisons]:
+    """Comparisons to train on, and to test on. Raises GirsanovError if either are too few."""
     items, valid, score = data
     test = torch.tensor(rows.held_out)
     if not 2 <= int(test.sum()) < len(test):
         raise GirsanovError(
             f"{int(test.sum())} of {len(test)} comparisons are to test on: change --held-out, or give more rows"
         )
-    sides = [
-        Comparisons(items[m], None, valid[m], score[m], min(batch_size, int(m.sum())), seed) for m in (~test, test)
+    asked = [None if cond is None else cond.take(m.nonzero().flatten()) for m in (~test, test)]
+    return [
+        Comparisons(items[m], c, valid[m], score[m], min(batch_size, int(m.sum())), seed)
+        for m, c in zip((~test, test), asked, strict=True)
     ]
-    about = f"{len(test)} comparisons of {Path(path).name}, {'pictures' if pictures == {True} else 'texts'}"
-    return Source(sides[0], sides[1], config, about, tuple(rows.left_out))
-
-
-def packed(rows: Rows, encode: Callable[[Sequence[str], Sequence[Item]], Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    """Items [N, K, *D], which are there, and their scores (NaN where none), [N, K]."""
-    k = max(len(items) for items in rows.items)
-    flat = [(p, i) for p, items in zip(rows.prompts, rows.items, strict=True) for i in items]
-    encoded = encode([p for p, _ in flat], [i for _, i in flat])
-    valid = torch.tensor([[j < len(items) for j in range(k)] for items in rows.items])
-    shape = (len(rows.items), k)
-    out = encoded.new_zeros(*shape, *encoded.shape[1:])
-    out[valid] = encoded
-    if not out.is_floating_point():
-        out[..., 0] = torch.where(
-            valid, out[..., 0], torch.ones_like(out[..., 0])
-        )  # a text that is not there has a byte
-    score = torch.full(shape, torch.nan)
-    score[valid] = torch.tensor([torch.nan if i.score is None else i.score for _, i in flat])
-    return out, valid, score
-
-
-def pixels(paths: Sequence[Path], size: int) -> Tensor:
-    """Pictures as [N, C, size, size] in [-1, 1]; one channel if all of them are grey."""
-    from PIL import Image
-
-    images = []
-    for path in paths:
-        with Image.open(path) as image:
-            images.append(image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR))
-    x = torch.stack([torch.frombuffer(bytearray(i.tobytes()), dtype=torch.uint8) for i in images])
-    x = x.reshape(len(images), size, size, 3).permute(0, 3, 1, 2).float() / 127.5 - 1
-    return x[:, :1] if bool((x == x[:, :1]).all()) else x
 
 
 def digits_source(
@@ -189,7 +129,7 @@ def digits_source(
     halves = (digits.generator, digits.judge)
     scores = [reward(half.x, digit_prompts(half.labels)).detach() for half in halves]
     spread = float(scores[0].std())
-    sides = []
+    made = []
     for side, (half, score, count) in enumerate(zip(halves, scores, (n, n // 2), strict=True)):
         g = generator((seed, DRAW, side))
         label = torch.randint(CLASSES, (count,), generator=g)
@@ -199,6 +139,7 @@ def digits_source(
         data = ranked(
             half.x[rows], score[rows] / spread, temperature, cond=cond, seed=seed + side, batch_size=batch_size
         )
-        sides.append(data)
+        made.append(data)
     about = f"{n} rankings of {items} real digits by an annotator who likes {reward.name}"
-    return Source(sides[0], sides[1], PixelsConfig(shape=SHAPE, classes=CLASSES, members=members), about)
+    config = PixelsConfig(shape=SHAPE, classes=CLASSES, members=members)
+    return Source(made[0], made[1], config, Plain(), about)

@@ -318,7 +318,7 @@ def test_a_trained_model_is_as_good_as_its_annotator_lets_it_be() -> None:
     best = float(torch.sigmoid(gap.abs()).mean())
     assert abs(found.pairs.accuracy.value - best) < 4 * math.sqrt(best * (1 - best) / 1500)
     assert abs(found.pairs.z) < 4 and found.pairs.slope is not None and abs(found.pairs.slope.value - 1) < 0.25
-    assert found.correlation is not None and found.correlation > 0.98
+    assert found.correlation is not None and found.correlation.low > 0.97
     assert abs(float(model.compared(train).mean())) < 1e-5  # the shift
 
 

@@ -199,7 +199,7 @@ def test_digits_on_the_command_line(tmp_path, capsys) -> None:
     said = capsys.readouterr().out
     assert "spread between members" in said and "best item first" in said
     found = json.loads((out / "evaluation.json").read_text())["held_out"]
-    assert found["pairs"]["accuracy"]["low"] > 0.6 and found["correlation"] > 0.4
+    assert found["pairs"]["accuracy"]["low"] > 0.6 and found["correlation"]["low"] > 0.4
     assert load_reward(str(out)).differentiable
     assert main(["train-reward", "digits", "--out", str(out), "--loss", "elo"]) == 2
     assert "'elo' is no loss of reward models" in capsys.readouterr().err
