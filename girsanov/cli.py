@@ -93,6 +93,28 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--device", metavar="NAME", help="cpu or cuda")
     deployment_options(evaluate)
 
+    folder_commands(add)
+    more_commands(add)
+    data_command(add("data", "check, describe or convert preference data"))
+    return top
+
+
+def deployment_options(command: argparse.ArgumentParser) -> None:
+    """Sampling with another noise than the policy was trained with."""
+    command.add_argument(
+        "--eta-deploy",
+        type=float,
+        metavar="E",
+        help="sample with this noise (0: the ODE), and scale what tuning\nlearned to fit (docs/deployment.md)",
+    )
+    command.add_argument(
+        "--eta-train", type=float, metavar="E", help="the noise of training (default: that of the run's sampler)"
+    )
+    command.add_argument("--one-pass", action="store_true", help="scale the weights: faster, and approximate")
+
+
+def folder_commands(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
+    """What is done with runs that are there."""
     merge = add("merge", "write the tuned pipeline of a run as an ordinary one, for diffusers")
     merge.add_argument("run", metavar="RUN", help="the folder of a run on a pipeline")
     merge.add_argument("--out", metavar="FOLDER", required=True, help="where the whole pipeline goes")
@@ -114,24 +136,6 @@ def parser() -> argparse.ArgumentParser:
 
     cite = add("cite", "print the BibTeX entry of a method's paper")
     cite.add_argument("method", metavar="METHOD", help="name of a method")
-
-    more_commands(add)
-    data_command(add("data", "check, describe or convert preference data"))
-    return top
-
-
-def deployment_options(command: argparse.ArgumentParser) -> None:
-    """Sampling with another noise than the policy was trained with."""
-    command.add_argument(
-        "--eta-deploy",
-        type=float,
-        metavar="E",
-        help="sample with this noise (0: the ODE), and scale what tuning\nlearned to fit (docs/deployment.md)",
-    )
-    command.add_argument(
-        "--eta-train", type=float, metavar="E", help="the noise of training (default: that of the run's sampler)"
-    )
-    command.add_argument("--one-pass", action="store_true", help="scale the weights: faster, and approximate")
 
 
 def more_commands(add: Callable[[str, str], argparse.ArgumentParser]) -> None:

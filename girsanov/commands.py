@@ -18,6 +18,7 @@ from girsanov.judging.commands import judge_command as judge_command
 from girsanov.judging.commands import rank_command as rank_command
 from girsanov.judging.commands import train_reward_command as train_reward_command
 from girsanov.launch import INTERRUPTED, Launch, device_of, execute, load_run
+from girsanov.merging import merge_command as merge_command
 from girsanov.recipes import RECIPES, get_recipe
 from girsanov.train import Run
 

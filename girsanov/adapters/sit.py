@@ -130,6 +130,11 @@ class SiTPipeline:
         """The networks by name."""
         return {"transformer": self.transformer, "vae": self.vae}
 
+    def save_pretrained(self, folder: str) -> None:
+        """``network.pt`` in the layout of the published checkpoints, and the autoencoder in ``vae``."""
+        torch.save(self.transformer.state_dict(), Path(folder) / "network.pt")
+        self.vae.save_pretrained(str(Path(folder) / "vae"))
+
 
 class SiT(Adapter):
     """A SiT network with an autoencoder. Condition: ``label`` [R]; the null class is ``classes``."""
