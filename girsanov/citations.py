@@ -118,6 +118,7 @@ CITATIONS: dict[str, tuple[str, ...]] = {
     "grpo": ("shao2024grpo",),
     "p3o": ("wu2023p3o",),
     "p3o-joint": ("wu2023p3o",),
+    "p3o-on-off": ("fakoor2019p3o",),
     "rto": ("zhong2024rto",),
     # samplers
     "euler": ("song2021score",),

@@ -171,7 +171,7 @@ def table_rows(draft: Path) -> Iterator[dict[str, Any]]:
                 "conversation": not isinstance(row["prompt"], str),
                 "items": [
                     {**{k: item.get(k) for k in ("text", "image", "score", "rank", "label", "model")},
-                     "scores": json.dumps(item.get("scores", {}))}
+                     **{k: json.dumps(item.get(k, empty)) for k, empty in (("scores", {}), ("segments", []))}}
                     for item in items
                 ],
                 "split": row.get("split", "train"),
@@ -184,7 +184,7 @@ def table_rows(draft: Path) -> Iterator[dict[str, Any]]:
 def _schema() -> Any:
     pa = _extra("pyarrow", "pyarrow")
     text, item = pa.string(), [("text", pa.string()), ("image", pa.string()), ("score", pa.float64())]
-    item += [("rank", pa.int64()), ("label", pa.bool_()), ("model", text), ("scores", text)]
+    item += [("rank", pa.int64()), ("label", pa.bool_()), ("model", text), ("scores", text), ("segments", text)]
     columns = [("prompt", text), ("conversation", pa.bool_()), ("items", pa.list_(pa.struct(item)))]
     return pa.schema([*columns, ("split", text), ("source", text), ("id", text), ("meta", text)])
 

@@ -15,6 +15,7 @@ helpsteer              ``prompt, response`` and ratings; the answers to a prompt
 helpsteer-preference   ``prompt, response_1, response_2, preference_strength`` (negative: the first is better)
 helpsteer3             ``context, response1, response2, overall_preference``, of the same sign
 pairs                  ``prompt, chosen, rejected`` as texts
+labels                 ``prompt, completion, label``: single answers, each called good or bad
 =====================  =========================================================================================
 
 Two kinds need several rows for one preference: a layout is a generator over rows, so that a group is held at a time.
@@ -104,7 +105,9 @@ def _own(row: dict[str, Any], where: str, pictures: Pictures) -> Preference:
         return value
 
     for key in ("chosen", "rejected"):
-        if key in row:
+        if isinstance(row.get(key), list):
+            row[key] = [item(v, f"{where}, {key} {k}") for k, v in enumerate(row[key], 1)]
+        elif key in row:
             row[key] = item(row[key], f"{where}, {key}")
     if isinstance(row.get("items"), list):
         row["items"] = [item(v, f"{where}, item {k}") for k, v in enumerate(row["items"], 1)]
@@ -116,7 +119,10 @@ def _table(row: dict[str, Any], where: str, pictures: Pictures) -> Preference:
     made = {k: v for k, v in row.items() if k in ("prompt", "split", "source", "id")}
     made["prompt"] = json.loads(row["prompt"]) if row["conversation"] else row["prompt"]
     made["meta"] = json.loads(row["meta"] or "{}")
-    made["items"] = [dict(item) | {"scores": json.loads(item.get("scores") or "{}")} for item in row["items"]]
+    made["items"] = [
+        dict(item) | {k: json.loads(item.get(k) or empty) for k, empty in (("scores", "{}"), ("segments", "[]"))}
+        for item in row["items"]
+    ]
     return _own(made, where, pictures)
 
 
@@ -202,6 +208,18 @@ def _pairs(row: dict[str, Any], where: str, pictures: Pictures) -> Preference:
     )
 
 
+def _labels(row: dict[str, Any], where: str, pictures: Pictures) -> Preference:
+    turns = row["completion"]
+    last = turns[-1] if isinstance(turns, list) and len(turns) == 1 else turns
+    text = last.get("content") if isinstance(last, dict) else last
+    if not isinstance(text, str):
+        raise GirsanovError(f"{where}: 'completion' must be text, or a conversation of one turn, not {turns!r}")
+    if row["label"] not in (True, False):
+        raise GirsanovError(f"{where}: 'label' must be true or false, not {row['label']!r}")
+    made = {"prompt": row["prompt"], "items": [{"text": text, "label": bool(row["label"])}]}
+    return from_row(made | {k: str(row[k]) for k in ("split", "id") if row.get(k)}, where)
+
+
 IMAGES: dict[str, Layout] = {
     "pick-a-pic": Layout(("caption", "label_0", "label_1"), _pick_a_pic),
     "hpd": Layout(("prompt", "image_path"), _hpd, lacks=("prompt_id",)),
@@ -214,5 +232,6 @@ GENERAL: dict[str, Layout] = {
     "girsanov": Layout(("prompt",), _own, only=ROW_KEYS),
     "girsanov-table": Layout(("prompt", "conversation", "items", "meta"), _table),
     "pairs": Layout(("prompt", "chosen", "rejected"), _pairs),
+    "labels": Layout(("prompt", "completion", "label"), _labels),
 }
 """The schema, and plain pairs of texts."""

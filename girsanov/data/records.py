@@ -4,7 +4,7 @@ A row of a JSONL file, and of a table, is an object with
 
     prompt    text, or a conversation: [{"role": "user", "content": "..."}, ...]
     chosen    an item, and
-    rejected  an item; or
+    rejected  an item, or a list of them that all lost to the chosen one; or
     items     a list of items with "rank" (1 is best, ties allowed), "label" (true is good) or "score"
     split     "train" by default
     source    where the row is from (provenance)
@@ -12,10 +12,12 @@ A row of a JSONL file, and of a table, is an object with
     meta      anything else
 
 and an item is a text, or an object with "text" or "image" (a path, relative to the file's folder), and "score",
-"scores" (several by name), "rank", "label", "model" (what made it). Nothing else is allowed: a misspelt key is an error
-with the row's number, not a silent loss.
+"scores" (several by name), "rank", "label", "model" (what made it), "segments" (of a text: [[start, end, weight], ...]
+in characters, the end not included, the weight optional: what people corrected). Nothing else is allowed: a misspelt
+key is an error with the row's number, not a silent loss.
 """
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,8 +27,17 @@ from girsanov.errors import GirsanovError
 from girsanov.settings import unknown
 
 ROW_KEYS = ("prompt", "chosen", "rejected", "items", "split", "source", "id", "meta")
-ITEM_KEYS = ("text", "image", "score", "scores", "rank", "label", "model")
+ITEM_KEYS = ("text", "image", "score", "scores", "rank", "label", "model", "segments")
 Prompt = str | tuple[Mapping[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Characters ``start`` to ``end`` (not included) of a text, and their weight; None leaves it to the method."""
+
+    start: int
+    end: int
+    weight: float | None = None
 
 
 @dataclass(frozen=True)
@@ -41,6 +52,7 @@ class Item:
         rank: place in its row, 1 is best; ties share a place.
         label: whether it was called good.
         model: what made it.
+        segments: parts of the text that weigh more or less than the rest.
     """
 
     text: str | None = None
@@ -50,6 +62,7 @@ class Item:
     rank: int | None = None
     label: bool | None = None
     model: str | None = None
+    segments: tuple[Segment, ...] = ()
 
     @property
     def content(self) -> str:
@@ -116,7 +129,7 @@ def preference(
 
 def with_rank(item: Item, rank: int) -> Item:
     """The item at another place."""
-    return Item(item.text, item.image, item.score, item.scores, rank, item.label, item.model)
+    return dataclasses.replace(item, rank=rank)
 
 
 def ordered(items: Sequence[Item]) -> tuple[Item, ...]:
@@ -146,7 +159,9 @@ def to_row(p: Preference) -> dict[str, Any]:
 def _item_row(item: Item, rank: bool = True) -> dict[str, Any]:
     keys = [k for k in ITEM_KEYS if rank or k != "rank"]
     found = {k: getattr(item, k) for k in keys}
-    return {k: dict(v) if k == "scores" else v for k, v in found.items() if v is not None and v != {}}
+    marks = [[s.start, s.end, *([] if s.weight is None else [s.weight])] for s in item.segments]
+    plain = found | {"scores": dict(item.scores), "segments": marks}
+    return {k: v for k, v in plain.items() if k in keys and v is not None and v != {} and v != []}
 
 
 def from_row(row: Mapping[str, Any], where: str) -> Preference:
@@ -158,8 +173,13 @@ def from_row(row: Mapping[str, Any], where: str) -> Preference:
     if "items" in row and sides or "items" not in row and len(sides) != 2:
         raise GirsanovError(f"{where} must have either 'chosen' and 'rejected', or 'items'")
     if sides:
-        found = [_item(row[k], f"{where}, {k}") for k in sides]
-        items = tuple(with_rank(item, k) for k, item in enumerate(found, 1))
+        several = isinstance(row["rejected"], list | tuple)
+        if several and not row["rejected"]:
+            raise GirsanovError(f"{where}: 'rejected' must be an item, or a list of at least one")
+        lost = enumerate(row["rejected"] if several else [row["rejected"]], 1)
+        found = [_item(v, f"{where}, rejected {k}" if several else f"{where}, rejected") for k, v in lost]
+        best = with_rank(_item(row["chosen"], f"{where}, chosen"), 1)
+        items = (best, *(with_rank(item, 2) for item in found))
     else:
         if not isinstance(row["items"], list | tuple) or not row["items"]:
             raise GirsanovError(f"{where}: 'items' must be a list of at least one item")
@@ -206,7 +226,31 @@ def _item(value: Any, where: str) -> Item:
         raise GirsanovError(f"{where}: 'label' must be true or false, not {label!r}")
     named = {str(k): number(v, f"{where}, score {k!r}") for k, v in scores.items() if v is not None}
     score = None if value.get("score") is None else number(value["score"], f"{where}: 'score'")
-    return Item(value.get("text"), value.get("image"), score, named, rank, label, None if model is None else str(model))
+    marks = _segments(value, where)
+    made = None if model is None else str(model)
+    return Item(value.get("text"), value.get("image"), score, named, rank, label, made, marks)
+
+
+def _segments(value: Mapping[str, Any], where: str) -> tuple[Segment, ...]:
+    rows, text = value.get("segments") or (), value.get("text")
+    if rows and text is None:
+        raise GirsanovError(f"{where}: only a text has 'segments'")
+    found = []
+    for k, row in enumerate(rows if isinstance(rows, list | tuple) else [rows], 1):
+        numbers = list(row) if isinstance(row, list | tuple) else []
+        whole = [isinstance(v, int) and not isinstance(v, bool) for v in numbers[:2]]
+        if len(numbers) not in (2, 3) or not all(whole) or not 0 <= numbers[0] < numbers[1] <= len(text or ""):
+            raise GirsanovError(
+                f"{where}: segment {k} must be [start, end] or [start, end, weight] with 0 <= start < end <= "
+                f"{len(text or '')} characters, not {row!r}"
+            )
+        weight = (
+            None if len(numbers) == 2 or numbers[2] is None else number(numbers[2], f"{where}, segment {k}: weight")
+        )
+        if weight is not None and weight <= 0:
+            raise GirsanovError(f"{where}, segment {k}: its weight must be positive, not {weight:g}")
+        found.append(Segment(numbers[0], numbers[1], weight))
+    return tuple(found)
 
 
 def number(value: Any, where: str) -> float:

@@ -5,6 +5,7 @@ comparisons in, a loss out. All sampling and all statistics are in ``collect``.
 """
 
 from abc import ABC
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 from girsanov.clock import phase, scoring
 from girsanov.errors import GirsanovError
 from girsanov.language.data import text_of
-from girsanov.language.generation import Sampling, generate
+from girsanov.language.generation import NextLaw, Sampling, generate
 from girsanov.language.model import LanguageModel
 from girsanov.language.rewards import TextReward
 from girsanov.language.tokens import Completions, join
@@ -21,7 +22,7 @@ from girsanov.methods.base import Method, State, Turn
 from girsanov.policy import Policy
 from girsanov.types import Prompts
 
-GENERATE, CHOOSE = 1, 2  # noise streams of sampling and of random selections
+GENERATE, CHOOSE, OPPOSE = 1, 2, 3  # noise streams of sampling, of random selections and of an opponent's sampling
 REFERENCE = "moving-reference"
 
 
@@ -42,40 +43,38 @@ def view(policy: Policy, name: str, strength: float = 1.0) -> LanguageModel:
 
 
 def reference_of(policy: Policy) -> LanguageModel:
-    """The reference: the moving one where there is one."""
+    """The reference: the moving one where there is one, another model where one is given, else the policy's start."""
+    if REFERENCE not in policy.copies and policy.model.reference is not None:
+        return cast(LanguageModel, policy.model.reference)
     return view(policy, REFERENCE if REFERENCE in policy.copies else "reference")
 
 
-@torch.no_grad()
-def reference_logp(policy: Policy, rows: Completions) -> Tensor:
-    """Log-probs [B] of completions under the reference."""
-    return reference_of(policy).logp(rows)
-
-
-@phase("rollout")
 def sampled(
     policy: Policy, prompts: Prompts, sampling: Sampling, turn: Turn, micro_batch: int | None = None
 ) -> Completions:
     """A completion for every request, by the current weights, [B, L]."""
     model = view(policy, "current")
-    ids = [model.encoder.prompt(p) for p in prompts.meta]
-    noise = Noises(turn, prompts.ids)
+    asked = [model.encoder.prompt(p) for p in prompts.meta]
+    return drawn(model, asked, prompts.ids, sampling, turn, micro_batch)
+
+
+@phase("rollout")
+def drawn(
+    model: LanguageModel,
+    asked: Sequence[Sequence[int]],
+    ids: Tensor,
+    sampling: Sampling,
+    turn: Turn,
+    micro_batch: int | None = None,
+    law: NextLaw | None = None,
+    stream: int = GENERATE,
+) -> Completions:
+    """A completion for every prompt (token ids), some at a time, [B, L]; ``ids`` [B] are the keys of their noise."""
     parts = [
-        generate(model, [ids[i] for i in rows.tolist()], noise.of(rows), sampling)
-        for rows in torch.arange(len(ids)).split(micro_batch or max(1, len(ids)))
+        generate(model, [asked[i] for i in rows.tolist()], turn.noise(ids[rows], stream), sampling, law)
+        for rows in torch.arange(len(asked)).split(micro_batch or max(1, len(asked)))
     ]
     return join(parts, model.encoder.filler)
-
-
-class Noises:
-    """The noise of the requests, lot by lot."""
-
-    def __init__(self, turn: Turn, ids: Tensor) -> None:
-        self.turn, self.ids = turn, ids
-
-    def of(self, rows: Tensor) -> Any:
-        """That of some requests."""
-        return self.turn.noise(self.ids[rows], GENERATE)
 
 
 def scored(reward: TextReward, model: LanguageModel, prompts: Prompts, rows: Completions) -> Tensor:

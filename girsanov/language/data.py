@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from girsanov.data.records import Segment
 from girsanov.errors import GirsanovError
+from girsanov.language.segments import token_weights
 from girsanov.language.tokens import Completions, Encoder, Prompt, pad
 from girsanov.noise import generator
 from girsanov.prompts import Groups
@@ -28,29 +30,37 @@ class ComparedTexts(Prompts):
         items: the completions.
         valid: which are there, bool [B, K].
         score: of each, [B, K]; NaN where there is none.
+        sign: +1 for a good completion, -1 for a bad one, [B, K]; None where they are compared.
+        weight: of the tokens, [B, K, L], NaN where the method says it; None is 1.
+        others: completions of other prompts, [B, L]: the first of the next row of the batch, over all processes; None
+            if the batch has one row.
         source, total: a digest of the data set, and how many rows it has; ``group`` is the row of each.
     """
 
     items: Completions = field(kw_only=True)
     valid: Tensor = field(kw_only=True)
     score: Tensor | None = field(kw_only=True, default=None)
+    sign: Tensor | None = field(kw_only=True, default=None)
+    weight: Tensor | None = field(kw_only=True, default=None)
+    others: Completions | None = field(kw_only=True, default=None)
     source: str = field(kw_only=True, default="")
     total: int = field(kw_only=True, default=0)
 
     def to(self, device: torch.device | str) -> "ComparedTexts":
         """The same on a device."""
-        score = None if self.score is None else self.score.to(device)
-        return dataclasses.replace(
-            self, cond=self.cond.to(device), items=self.items.to(device), valid=self.valid.to(device), score=score
-        )
+        return dataclasses.replace(self, cond=self.cond.to(device), **self._each(lambda v: v.to(device)))
 
     def take(self, index: Tensor) -> "ComparedTexts":
         """The chosen rows."""
         plain = Prompts(self.cond, self.ids, self.group, self.meta).take(index)
         on = index.to(self.valid.device)
-        score = None if self.score is None else self.score[on]
-        rows = {"cond": plain.cond, "ids": plain.ids, "group": plain.group, "meta": plain.meta}
-        return dataclasses.replace(self, **rows, items=self.items.take(on), valid=self.valid[on], score=score)  # type: ignore[arg-type]
+        own = self._each(lambda v: v.take(on) if isinstance(v, Completions) else v[on])
+        return dataclasses.replace(self, cond=plain.cond, ids=plain.ids, group=plain.group, meta=plain.meta, **own)
+
+    def _each(self, do: Callable[[Any], Any]) -> dict[str, Any]:
+        """What is done to every field of the completions, by name."""
+        names = ("items", "valid", "score", "sign", "weight", "others")
+        return {k: None if getattr(self, k) is None else do(getattr(self, k)) for k in names}
 
 
 def nothing(n: int) -> Cond:
@@ -72,6 +82,8 @@ class TextComparisons:
         valid: which are there, bool [N, K].
         score: given scores [N, K], NaN where there is none, or None.
         texts: the prompts.
+        sign: +1 for a good completion, -1 for a bad one, [N, K]; None where they are compared.
+        weight: of the tokens, [N, K, L], NaN where the method says it; None is 1.
         batch_size: prompts an iteration, over all processes.
         seed: key of the order.
     """
@@ -80,6 +92,8 @@ class TextComparisons:
     valid: Tensor
     score: Tensor | None
     texts: tuple[str, ...]
+    sign: Tensor | None = None
+    weight: Tensor | None = None
     batch_size: int = 32
     seed: int = 0
 
@@ -90,13 +104,24 @@ class TextComparisons:
         rows: Iterable[tuple[Prompt, Sequence[str]]],
         scores: Iterable[Sequence[float] | None] | None = None,
         *,
+        labels: Sequence[Sequence[bool] | None] | None = None,
+        segments: Sequence[Sequence[Sequence[Segment]]] | None = None,
         names: Sequence[str] | None = None,
         **more: Any,
     ) -> "TextComparisons":
         """From prompts with their completions, best first.
 
-        Raises GirsanovError with the row's name if a completion is empty, the first two are equal, a score is not a
-        number, or a prompt is longer than the context.
+        Args:
+            encoder: the tokenizer.
+            rows: prompts with their completions.
+            scores: one a completion, or None for a row without.
+            labels: whether each completion is good, or None for a row that is best first.
+            segments: of each completion, what weighs more.
+            names: what messages call the rows.
+            more: batch size and seed.
+
+        Raises GirsanovError with the row's name if a completion is empty, the first equals another one that it is
+        compared with, a score is not a number, a segment lies outside its text, or a prompt is longer than the context.
         """
         found = list(rows)
         if not found:
@@ -107,23 +132,23 @@ class TextComparisons:
         for r, ((prompt, completions), name) in enumerate(zip(found, names, strict=True)):
             if not completions:
                 raise GirsanovError(f"{name} has no completion: leave it out")
-            if len(completions) > 1 and completions[0] == completions[1]:
+            if completions[0] in completions[1:] and not (labels and labels[r]):
                 raise GirsanovError(f"{name}: chosen equals rejected; leave it out")
             for j in range(k):
                 ids, start = encoder.row(prompt, completions[min(j, len(completions) - 1)], name)
                 made.append(ids)
                 starts.append(start)
                 there[r, j] = j < len(completions)
-        given = None
-        if scores is not None:
-            given = torch.full((len(found), k), torch.nan, dtype=torch.float64)
-            for r, (row, name) in enumerate(zip(scores, names, strict=True)):
-                values = torch.tensor([] if row is None else list(row), dtype=torch.float64)
-                if not bool(values.isfinite().all()) or len(values) not in (0, int(there[r].sum())):
-                    raise GirsanovError(f"{name} needs one finite score a completion, not {row}")
-                given[r, : len(values)] = values
         items = pad(made, starts, encoder.filler).unflat(k)
-        return cls(items, there, given, tuple(text_of(p) for p, _ in found), **more)
+        weight = None
+        if segments is not None and any(any(marks) for marks in segments):
+            weight = torch.ones(items.tokens.shape)
+            for r, ((prompt, completions), marks, name) in enumerate(zip(found, segments, names, strict=True)):
+                for j, (text, own) in enumerate(zip(completions, marks, strict=True)):
+                    ids, start = made[r * k + j], starts[r * k + j]
+                    weight[r, j, : len(ids)] = token_weights(encoder, prompt, text, ids, start, own, name)
+        texts = tuple(text_of(p) for p, _ in found)
+        return cls(items, there, _scores(scores, there, names), texts, _signs(labels, there), weight, **more)
 
     def __len__(self) -> int:
         return len(self.valid)
@@ -131,16 +156,49 @@ class TextComparisons:
     @cached_property
     def digest(self) -> str:
         """A digest of the rows."""
-        sums = "".join(fingerprint(v) for v in (self.items.tokens, self.items.own, self.valid))
+        parts = (self.items.tokens, self.items.own, self.valid, *([] if self.weight is None else [self.weight]))
+        sums = "".join(fingerprint(v) for v in parts)
         return hashlib.sha256(sums.encode()).hexdigest()[:24]
 
     def batch(self, iteration: int, rank: int = 0, world_size: int = 1) -> ComparedTexts:
         """This process's rows of an iteration; ``group`` is the row of each."""
-        rows, ids, _ = Groups(len(self), self.batch_size, 1, self.seed).share(iteration, rank, world_size)
-        score = None if self.score is None else self.score[rows]
+        order = Groups(len(self), self.batch_size, 1, self.seed)
+        rows, ids, _ = order.share(iteration, rank, world_size)
         meta = tuple(self.texts[r] for r in rows.tolist())
-        parts: dict[str, Any] = {"items": self.items.take(rows), "valid": self.valid[rows], "score": score}
+        parts: dict[str, Any] = {"items": self.items.take(rows), "valid": self.valid[rows]}
+        for name in ("score", "sign", "weight"):
+            every = getattr(self, name)
+            parts[name] = None if every is None else every[rows]
+        if self.batch_size > 1:
+            after = order.rows(iteration).roll(-1)[ids]
+            first = self.items.take(after)
+            parts["others"] = Completions(first.tokens[:, 0], first.real[:, 0], first.own[:, 0])
         return ComparedTexts(nothing(len(rows)), ids, rows, meta, **parts, source=self.digest, total=len(self))
+
+
+def _scores(scores: Iterable[Sequence[float] | None] | None, there: Tensor, names: Sequence[str]) -> Tensor | None:
+    """Scores [N, K], NaN where there is none. Raises GirsanovError for one that is not a finite number."""
+    if scores is None:
+        return None
+    given = torch.full(there.shape, torch.nan, dtype=torch.float64)
+    for r, (row, name) in enumerate(zip(scores, names, strict=True)):
+        values = torch.tensor([] if row is None else list(row), dtype=torch.float64)
+        if not bool(values.isfinite().all()) or len(values) not in (0, int(there[r].sum())):
+            raise GirsanovError(f"{name} needs one finite score a completion, not {row}")
+        given[r, : len(values)] = values
+    return given
+
+
+def _signs(labels: Sequence[Sequence[bool] | None] | None, there: Tensor) -> Tensor | None:
+    """+1 good, -1 bad, [N, K]: by the labels, else the first good and the others bad; None without any label."""
+    if labels is None or not any(labels):
+        return None
+    sign = -torch.ones(there.shape, dtype=torch.float64)
+    sign[:, 0] = 1.0
+    for r, row in enumerate(labels):
+        if row is not None:
+            sign[r, : len(row)] = torch.tensor([1.0 if good else -1.0 for good in row], dtype=torch.float64)
+    return sign
 
 
 @dataclass(frozen=True, kw_only=True)

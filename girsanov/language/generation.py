@@ -19,10 +19,9 @@ from girsanov.language.model import LanguageModel, LanguageNet
 from girsanov.language.tokens import Completions, pad
 from girsanov.noise import Noise
 
-
 NextLaw = Callable[[Tensor, Tensor, Tensor, Any], tuple[Tensor, Any]]
-"""``law(tokens [B, n], mask [B, N], places [B, n], cache) -> (logits of the next token [B, V], cache)``: the texts are N
-tokens long, of which the last n are new to the cache."""
+"""``law(tokens [B, n], mask [B, N], places [B, n], cache) -> (logits of the next token [B, V], cache)``: the texts are
+N tokens long, of which the last n are new to the cache."""
 
 
 @dataclass(frozen=True)

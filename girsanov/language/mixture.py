@@ -2,9 +2,9 @@ r"""A geometric mixture of two language models, token by token: the opponent of 
 
 .. math:: \pi^\mu(y_t | y_{<t}) \propto \pi(y_t | y_{<t})^{1 - a}\, \mu(y_t | y_{<t})^{a}
 
-Over whole completions the mixture ``pi^{1-a} mu^a / Z`` has one normaliser a prompt, and no way to draw from it token by
-token; here, as in the paper's own experiments, every next-token law is normalised by itself. The two are the same for
-a = 0, a = 1 and completions of one token, and differ else: the law of whole completions is what is written above,
+Over whole completions the mixture ``pi^{1-a} mu^a / Z`` has one normaliser a prompt, and no way to draw from it token
+by token; here, as in the paper's own experiments, every next-token law is normalised by itself. The two are the same
+for a = 0, a = 1 and completions of one token, and differ else: the law of whole completions is what is written above,
 multiplied over t.
 
 Reference: Munos et al. 2023, arXiv:2312.00886, section 7.

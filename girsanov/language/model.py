@@ -146,11 +146,13 @@ class LanguageModel:
         net: a ``LanguageNet``, or a view of one.
         encoder: the tokenizer.
         autocast: dtype of the network's arithmetic, or None.
+        reference: another model as the reference, with the same tokens; None is this one before tuning.
     """
 
     net: Any
     encoder: Encoder
     autocast: torch.dtype | None = None
+    reference: "LanguageModel | None" = None
 
     def __post_init__(self) -> None:
         if isinstance(self.net, LanguageNet):

@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 
 from girsanov.errors import GirsanovError
-from girsanov.judging.base import Answer, Comparison, PairJudge
+from girsanov.judging.base import PairJudge
 from girsanov.language.base import CHOOSE, sampled, scored, view
+from girsanov.language.batches import ComparedBatch
 from girsanov.language.data import text_of
+from girsanov.language.game import judged
 from girsanov.language.generation import Sampling
-from girsanov.language.preference import ComparedBatch, PreferenceMethod
+from girsanov.language.preference import PreferenceMethod
 from girsanov.language.rewards import TextReward
 from girsanov.language.tokens import Completions
 from girsanov.methods.base import Data, State, Turn
@@ -59,9 +61,10 @@ class OnlinePreference(PreferenceMethod):
         index, valid = self.chosen(score, prompts, turn, self.odds(policy, prompts, items, score))
         items = pick(items, index)
         score = score.gather(1, index)
-        facts = self.facts(policy, items, turn)
-        wins = win_probabilities(reward.unflatten(0, (-1, size)), self.temperature).gather(1, index)
-        return ComparedBatch(items, valid, score=score, wins=wins, reward=reward.unflatten(0, (-1, size)), **facts)
+        groups = reward.unflatten(0, (-1, size))
+        wins = win_probabilities(groups, self.temperature).gather(1, index)
+        batch = ComparedBatch(items, valid, score=score, wins=wins, reward=groups)
+        return self.finished(policy, batch, state, turn)
 
     def odds(self, policy: Policy, prompts: Prompts, items: Completions, score: Tensor) -> Tensor:
         """Win probabilities [B, 2] of the first two completions of each group: the judge's, or those of the scores."""
@@ -70,15 +73,7 @@ class OnlinePreference(PreferenceMethod):
         model, size = view(policy, "current"), score.shape[1]
         texts = model.encoder.texts(items.flat())
         asked = [text_of(p) for p in prompts.meta[::size]]
-        usable = [bool(texts[i * size].strip() and texts[i * size + 1].strip()) for i in range(len(asked))]
-        pairs = [
-            Comparison(p, Answer(texts[i * size]), Answer(texts[i * size + 1]))
-            for i, p in enumerate(asked)
-            if usable[i]
-        ]
-        verdicts = iter(self.judge(pairs))
-        values = [next(verdicts).value if there else None for there in usable]
-        first = torch.tensor([0.5 if v is None else v for v in values], dtype=score.dtype, device=score.device)
+        first = judged(self.judge, asked, texts[::size], texts[1::size]).to(score)
         return torch.stack([first, 1 - first], 1)
 
     def chosen(self, score: Tensor, prompts: Prompts, turn: Turn, odds: Tensor) -> tuple[Tensor, Tensor]:

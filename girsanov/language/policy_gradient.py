@@ -9,6 +9,7 @@ policy's, the head learns beside it with the rate of the method's modules.
 """
 
 import dataclasses
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, cast
@@ -42,6 +43,7 @@ class SampledBatch(Batch):
         old: log-probs before the first of several updates, [B, L], or None.
         ref: the reference's, [B, L], or None.
         old_value, target: of the value head, [B, L], or None.
+        per: tokens a completion of the batch has on average, over all processes, [B] (one number B times).
     """
 
     reward: Tensor
@@ -54,6 +56,19 @@ class SampledBatch(Batch):
     ref: Tensor | None = None
     old_value: Tensor | None = None
     target: Tensor | None = None
+    per: Tensor | None = None
+
+
+class TokenReward(ABC):
+    """A reward of single tokens."""
+
+    @abstractmethod
+    def prepare(self, policy: Policy) -> None:
+        """Loads what it needs, before anything is trained."""
+
+    @abstractmethod
+    def __call__(self, policy: Policy, rows: Completions, logp: Tensor) -> Tensor:
+        """Rewards [B, L] of the completions' tokens, whose log-probs under the policy are ``logp`` [B, L]."""
 
 
 def credits_of(credit: Credit) -> tuple[Credit, ...]:
@@ -68,12 +83,14 @@ class LanguageRL(LanguageMethod):
     Attributes:
         rl: the composition.
         reward: what scores completions.
+        dense: what scores their tokens besides, or None.
         sampling: how they are drawn.
         rollout_micro_batch: completions drawn at a time; None is all.
     """
 
     rl: SequenceRL
     reward: TextReward
+    dense: TokenReward | None = None
     sampling: Sampling = Sampling()
     rollout_micro_batch: int | None = None
     _heads: dict[str, nn.Module] = field(default_factory=dict, init=False, repr=False, compare=False)
@@ -86,8 +103,10 @@ class LanguageRL(LanguageMethod):
         return any(isinstance(c, GAE) for c in credits_of(self.rl.credit))
 
     def setup(self, policy: Policy) -> State:
-        """Makes the value head, at zero."""
+        """Makes the value head, at zero, and loads what token rewards need."""
         state = super().setup(policy)
+        if self.dense is not None:
+            self.dense.prepare(policy)
         if self.has_value and "value" not in self._heads:
             head = nn.Linear(cast(Any, policy.net).config.hidden_size, 1)
             nn.init.zeros_(head.weight)
@@ -131,6 +150,7 @@ class LanguageRL(LanguageMethod):
         tokens = Tokens(
             logp, logp, rows.own, reward.to(logp.dtype), prompts.group.to(logp.device), ref, None, value,
             None if baseline is None else baseline.to(logp.dtype),
+            None if self.dense is None else self.dense(policy, rows, logp).to(logp.dtype),
         )  # fmt: skip
         signals = self.rl.signals(tokens, state, turn)
         return SampledBatch(
@@ -143,6 +163,7 @@ class LanguageRL(LanguageMethod):
             ref=ref,
             old_value=value,
             target=signals.target,
+            per=None if signals.per is None else signals.per.expand(len(reward)),
         )
 
     @torch.no_grad()
@@ -161,7 +182,8 @@ class LanguageRL(LanguageMethod):
         tokens = Tokens(
             logp, old, batch.rows.own, batch.reward.to(logp.dtype), batch.group, batch.ref, value, batch.old_value
         )
-        loss, numbers = self.rl.loss(tokens, Signals(batch.advantage, batch.mask, batch.target))
+        per = None if batch.per is None else batch.per.mean()
+        loss, numbers = self.rl.loss(tokens, Signals(batch.advantage, batch.mask, batch.target, per))
         gap = torch.where(batch.rows.own, (logp.detach() - old).exp(), torch.ones_like(old))
         numbers = {**numbers, "ratio_min": gap.min(), "ratio_max": gap.max()}
         numbers["length"] = batch.rows.length.double().mean()

@@ -11,8 +11,7 @@ needed          how it is computed
 ``length``      tokens of the completion, its end included
 ``score``       given with the data, or the reward's
 ``wins``        ``mean_j sigma((r_k - r_j) / T)`` over the group's other completions (online)
-``mismatched``  KTO's estimate of the KL: each prompt with the next one's completion, policy against reference, mean
-                over all processes, in ``collect``
+``baseline``    what single items are compared with (KTO, BCO): ``baseline.py``, new before every update
 ``dispersion``  mean entropy of the reference along the completions (Mallows)
 ``divergence``  ``sum_t KL(ref || policy)`` along each completion, with a gradient (TDPO, SuperHF)
 ==============  ==============================================================================================
@@ -20,30 +19,27 @@ needed          how it is computed
 References that move (TR-DPO) are a moving copy. Online forms are in ``online.py``.
 """
 
+import dataclasses
 import functools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
 
 from girsanov.errors import GirsanovError
-from girsanov.language.base import (
-    REFERENCE,
-    LanguageMethod,
-    reference_logp,
-    reference_of,
-    view,
-)
+from girsanov.language.base import REFERENCE, LanguageMethod, reference_of, view
+from girsanov.language.baseline import baseline, has_baseline, is_mismatched, mismatched
+from girsanov.language.batches import ComparedBatch, weighted_logp
 from girsanov.language.data import ComparedTexts
 from girsanov.language.model import LanguageNet
 from girsanov.language.reference import ReferenceCache, digest_of
-from girsanov.language.tokens import Completions, pad
+from girsanov.language.tokens import Completions
 from girsanov.methods.base import Chunk, Data, State, Turn
 from girsanov.models import ModelLike
 from girsanov.policy import Policy
-from girsanov.preferences import Compared, dispersion
+from girsanov.preferences import Compared, ImitationLoss, PointLoss, dispersion
 from girsanov.preferences.base import Loss
 from girsanov.preferences.moves import Fixed
 from girsanov.types import Batch, Prompts
@@ -71,39 +67,6 @@ def needs(loss: Loss, items: int = 2) -> frozenset[str]:
     return frozenset(record.read)
 
 
-@dataclass(frozen=True)
-class ComparedBatch(Batch):
-    """Completions [B, K, L], which are there, and what is known of them, [B, K] or [B]."""
-
-    items: Completions
-    valid: Tensor
-    ref: Tensor | None = None
-    score: Tensor | None = None
-    wins: Tensor | None = None
-    dispersion: Tensor | None = None
-    mismatched: Tensor | None = None
-    reward: Tensor | None = None
-
-    def record(self, logp: Tensor, divergence: Tensor | None) -> Compared:
-        """What a loss reads, with log-probs [B, K]."""
-
-        def own(value: Tensor | None) -> Tensor | None:
-            return None if value is None else value.to(logp.dtype)
-
-        baseline = None if self.mismatched is None else self.mismatched.mean()
-        return Compared(
-            logp,
-            own(self.ref),
-            self.items.length.to(logp.dtype),
-            own(self.score),
-            own(self.wins),
-            valid=self.valid,
-            dispersion=own(self.dispersion),
-            divergence=divergence,
-            mismatched=own(baseline),
-        )
-
-
 @dataclass(frozen=True, kw_only=True)
 class PreferenceMethod(LanguageMethod):
     """A loss of compared completions.
@@ -113,11 +76,14 @@ class PreferenceMethod(LanguageMethod):
     """
 
     loss: Loss
+    _parts: list[ComparedBatch] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def setup(self, policy: Policy) -> State:
         """Starts the moving reference where the loss moves it."""
         state = super().setup(policy)
         if not isinstance(self.loss.moves, Fixed):
+            if policy.model.reference is not None:
+                raise GirsanovError("this loss moves its reference, a copy of the policy: leave the other model out")
             policy.keep_copy(REFERENCE)
         return {**state, "updates": 0}
 
@@ -125,67 +91,81 @@ class PreferenceMethod(LanguageMethod):
         """What the loss reads."""
         return needs(self.loss, items)
 
-    def facts(self, policy: Policy, items: Completions, turn: Turn, ref: Tensor | None = None) -> dict[str, Any]:
-        """What the loss reads of completions [B, K, L]; ``ref`` [B, K] if it is known already."""
-        b, k = items.tokens.shape[:2]
+    def finished(
+        self,
+        policy: Policy,
+        batch: ComparedBatch,
+        state: State,
+        turn: Turn,
+        others: Completions | None = None,
+    ) -> ComparedBatch:
+        """The batch with what the loss reads besides; ``others`` [B, L] are completions of other prompts."""
+        b, k = batch.valid.shape
         wanted, found = self.needed(k), dict[str, Any]()
-        if "ref" in wanted:
-            found["ref"] = reference_logp(policy, items.flat()).unflatten(0, (b, k)) if ref is None else ref
+        reference = reference_of(policy)
+        if "ref" in wanted and batch.ref is None:
+            found["ref"] = weighted_logp(reference, batch.items, batch.weight)
         if "dispersion" in wanted:
-            model = reference_of(policy)
-            entropy = model.mean_entropy(items.flat()).unflatten(0, (b, k)).mean(1)
+            entropy = reference.mean_entropy(batch.items.flat()).unflatten(0, (b, k)).mean(1)
             found["dispersion"] = dispersion(entropy, cast(LanguageNet, policy.net).vocabulary)
-        if "mismatched" in wanted:
-            found["mismatched"] = turn.reduce.mean(mismatched(policy, items)).expand(b)
-        return found
+        if is_mismatched(self.loss) and others is not None:
+            encoder = view(policy, "current").encoder
+            found["odd"] = mismatched(batch.items, others, encoder.max_length, encoder.filler)
+            found["odd_ref"] = reference.logp(found["odd"])
+        batch = dataclasses.replace(batch, **found)
+        self._parts.clear()
+        state.pop("baseline", None)
+        if has_baseline(self.loss):
+            z = baseline(cast(PointLoss, self.loss), policy, [batch], turn.reduce)
+            batch = dataclasses.replace(batch, baseline=z.expand(b))
+        return batch
+
+    def anchor(self, policy: Policy, batch: Batch, state: State) -> Batch:
+        """Keeps the micro-batches of several updates, whose baseline is new before each."""
+        assert isinstance(batch, ComparedBatch)
+        if has_baseline(self.loss):
+            self._parts.append(batch)
+        return batch
 
     def losses(self, policy: Policy, batch: Batch, state: State) -> Iterator[Chunk]:
         """One chunk: all completions of the micro-batch in one pass."""
         assert isinstance(batch, ComparedBatch)
-        model, rows = view(policy, "current"), batch.items.flat()
-        shape = batch.valid.shape
-        logp = model.logp(rows).unflatten(0, shape)
-        divergence = None
+        model, shape = view(policy, "current"), batch.valid.shape
+        logp, divergence = batch.logp(model), None
         if "divergence" in self.needed(shape[1]):
-            divergence = model.divergence_from(reference_of(policy), rows).unflatten(0, shape)
-        yield Chunk(self.loss(batch.record(logp, divergence)), self.numbers(batch, logp.detach()))
+            divergence = model.divergence_from(reference_of(policy), batch.items.flat()).unflatten(0, shape)
+        record = batch.record(logp, divergence, state.get("baseline"))
+        yield Chunk(self.loss(record), self.numbers(batch, logp.detach()))
 
     def numbers(self, batch: ComparedBatch, logp: Tensor) -> dict[str, Tensor | float]:
-        """What to log: log-probs of the first item, and how often the implicit reward orders the first two right."""
+        """What to log: log-probs of the first item, and how often the implicit reward orders the first two as they are
+        given; of labelled items, how often it has the sign of the label."""
+        moved = logp if batch.ref is None else logp - batch.ref.to(logp.dtype)
+        if batch.sign is not None:
+            return {"accuracy": _share(moved * batch.sign.to(moved) > 0, batch.valid)}
         found: dict[str, Tensor | float] = {"logp_chosen": logp[:, 0].mean()}
         if logp.shape[1] > 1:
-            moved = logp if batch.ref is None else logp - batch.ref.to(logp.dtype)
-            found["accuracy"] = (moved[:, 0] > moved[:, 1]).double().mean()
+            found["accuracy"] = _share(moved[:, 0] > moved[:, 1], batch.valid[:, 1])
         return found
 
     @torch.no_grad()
     def after_update(self, policy: Policy, state: State, turn: Turn) -> None:
-        """Moves the reference."""
+        """Moves the reference, and the baseline where the batch is used again."""
         state["updates"] += 1
         if REFERENCE in policy.copies:
-            current = policy.state("current")
+            current = policy.held("current")
             self.loss.moves.move(policy.copies[REFERENCE], current, state["updates"])
+        if self._parts:
+            state["baseline"] = baseline(cast(PointLoss, self.loss), policy, self._parts, turn.reduce)
 
     def deploy(self, policy: Policy, name: str = "current", strength: float = 1.0) -> ModelLike:
         """The named weights at the loss's strength (ExPO goes beyond 1)."""
         return cast(ModelLike, view(policy, name, strength * self.loss.strength))
 
 
-def mismatched(policy: Policy, items: Completions) -> Tensor:
-    """Mean log-ratio of each prompt with the next prompt's first completion, [] (0 if there is one prompt)."""
-    first = Completions(items.tokens[:, 0], items.real[:, 0], items.own[:, 0])
-    if len(first) < 2:
-        return items.tokens.new_zeros((), dtype=torch.float32)
-    rows, starts = [], []
-    for i in range(len(first)):
-        j = (i + 1) % len(first)
-        head = first.tokens[i][first.real[i] & ~first.own[i]].tolist()
-        rows.append([*head, *first.tokens[j][first.own[j]].tolist()])
-        starts.append(len(head))
-    limit = view(policy, "current").encoder.max_length
-    batch = pad([r[:limit] for r in rows], starts, 0).to(items.tokens.device)
-    with torch.no_grad():
-        return (view(policy, "current").logp(batch) - reference_logp(policy, batch)).mean()
+def _share(right: Tensor, there: Tensor) -> Tensor:
+    """The share of what is there that is right, []."""
+    return (right & there).double().sum() / there.double().sum().clamp_min(1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,39 +174,68 @@ class OfflinePreference(PreferenceMethod):
 
     Attributes:
         cache: folder for the reference's log-probs, or None.
+        emphasis: weight of the tokens of segments that the data marks without one of their own; None takes no notice of
+            segments (``segments.py``).
     """
 
     cache: str | None = None
+    emphasis: float | None = None
 
     data: ClassVar[Data] = "pairs"
+
+    def __post_init__(self) -> None:
+        if self.emphasis is not None and not self.emphasis > 0:
+            raise GirsanovError(f"the weight of marked segments must be positive, not {self.emphasis}")
 
     def collect(self, policy: Policy, prompts: Prompts, state: State, turn: Turn) -> Batch:
         """The comparisons with what the reference says of them."""
         if not isinstance(prompts, ComparedTexts):
             raise GirsanovError("this method learns from comparisons of texts: give a TextComparisons source")
-        facts = self.facts(policy, prompts.items, turn, self.known(policy, prompts, state))
+        if prompts.sign is not None and not isinstance(self.loss, PointLoss):
+            raise GirsanovError(
+                "this loss compares completions, and these are labelled one by one: take kto or bco, or give pairs"
+            )
+        valid = prompts.valid
+        if isinstance(self.loss, ImitationLoss):  # the first completion is the one to imitate
+            valid = valid & (torch.arange(valid.shape[1], device=valid.device) == 0)
+        weight = None
+        if self.emphasis is not None and prompts.weight is not None:
+            weight = prompts.weight.nan_to_num(self.emphasis)
+        batch = ComparedBatch(
+            prompts.items,
+            valid,
+            ref=self.known(policy, prompts, weight, state),
+            score=self.scores(prompts),
+            sign=prompts.sign,
+            weight=weight,
+        )
+        return self.finished(policy, batch, state, turn, prompts.others)
+
+    def scores(self, prompts: ComparedTexts) -> Tensor | None:
+        """The given scores; None where there are none, and the loss reads none."""
         score = prompts.score
-        if score is not None and not bool(score[prompts.valid].isfinite().all()):
+        if score is None:
+            return None
+        if not bool(score[prompts.valid].isfinite().all()):
             if "score" in self.needed(prompts.valid.shape[1]):
                 row = int(prompts.group[(~score.isfinite() & prompts.valid).any(1).cpu()][0])
                 raise GirsanovError(f"this loss reads scores and row {row} has none: give one a completion")
-            score = None
-        if score is not None:
-            score = torch.where(prompts.valid, score, torch.zeros_like(score))
-        return ComparedBatch(prompts.items, prompts.valid, score=score, **facts)
+            return None
+        return torch.where(prompts.valid, score, torch.zeros_like(score))
 
     def setup(self, policy: Policy) -> State:
         """Works out which file the reference's log-probs are in."""
         return {**super().setup(policy), "reference": "" if self.cache is None else digest_of(policy)}
 
-    def known(self, policy: Policy, prompts: ComparedTexts, state: State) -> Tensor | None:
+    def known(self, policy: Policy, prompts: ComparedTexts, weight: Tensor | None, state: State) -> Tensor | None:
         """The reference's log-probs [B, K], read from disk or computed and written there; None without a cache."""
         k = prompts.valid.shape[1]
         if self.cache is None or REFERENCE in policy.copies or "ref" not in self.needed(k):
             return None
-        store = ReferenceCache(self.cache, f"{state['reference']}-{prompts.source}", (prompts.total, k))
+        name = f"{state['reference']}-{prompts.source}" + ("" if weight is None else f"-{self.emphasis:g}")
+        store = ReferenceCache(self.cache, name, (prompts.total, k))
         found = store.get(prompts.group)
         if found is None:
-            found = reference_logp(policy, prompts.items.flat()).unflatten(0, (len(prompts), k))
+            found = weighted_logp(reference_of(policy), prompts.items, weight)
             store.put(prompts.group, found)
         return found.to(policy.device)

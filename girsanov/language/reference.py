@@ -21,8 +21,12 @@ from girsanov.store import fingerprint
 
 def digest_of(policy: Policy) -> str:
     """A digest of the reference's weights."""
+    other = policy.model.reference
     own = getattr(view(policy, "reference").net, "weights", {})  # a view's tensors in the place of the parameters
-    sums = [f"{name} {fingerprint(own.get(name, p))}" for name, p in sorted(policy.net.named_parameters())]
+    if other is not None:
+        own = dict(other.net.named_parameters())
+    named = own if other is not None else dict(policy.net.named_parameters())
+    sums = [f"{name} {fingerprint(own.get(name, p))}" for name, p in sorted(named.items())]
     return hashlib.sha256("\n".join(sums).encode()).hexdigest()[:24]
 
 

@@ -86,6 +86,16 @@ class EndsWith(TextReward):
         return [float((p + c).endswith(self.letters)) for p, c in zip(prompts, completions, strict=True)]
 
 
+class Nothing(TextReward):
+    """0: where tokens are rewarded, and the whole completion is not."""
+
+    name = "nothing"
+
+    def score(self, prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
+        """Zeros."""
+        return [0.0] * len(completions)
+
+
 class TrainedText(TextReward):
     """A reward model of texts by its folder (``girsanov train-reward`` writes one); empty completions score its least.
 
@@ -143,6 +153,7 @@ TEXT_REWARDS: dict[str, type[TextReward]] = {
     "long": Long,
     "short": Short,
     "ends-with": EndsWith,
+    "nothing": Nothing,
     "trained": TrainedText,
 }
 """Every reward of texts by name."""

@@ -180,6 +180,16 @@ class Encoder:
             tail = [*tail, self.end]
         return (head + tail)[: self.max_length], len(head)
 
+    def texts_of(self, prompt: Prompt, completion: str) -> list[tuple[str, int]]:
+        """The texts that may have become the completion's tokens, and where in them it begins: the whole conversation
+        as the template writes it, and the completion by itself."""
+        found, turns = [(completion, 0)], self._chat(prompt)
+        if turns is not None:
+            whole = self._rendered([*turns, {"role": "assistant", "content": completion}], False)
+            if completion in whole:
+                found.insert(0, (whole, whole.rindex(completion)))
+        return found
+
     def batch(self, rows: Sequence[tuple[Prompt, str]], names: Sequence[str] | None = None) -> Completions:
         """Rows of prompts and completions."""
         names = names or [f"row {i}" for i in range(len(rows))]

@@ -118,21 +118,27 @@ class ManyNegatives(Loss):
 
     Attributes:
         positive: a.
-        negatives: b, one for each of the other items.
+        negatives: b, one for each of the other items; None is equal shares of a for those that are there, so that a
+            constant of the prompt cancels however many there are.
     """
 
     score: Score = Score()
     positive: float = 1.0
-    negatives: tuple[float, ...] = (0.5, 0.5)
+    negatives: tuple[float, ...] | None = (0.5, 0.5)
     link: Link = Logistic()
 
     def rows(self, batch: Compared) -> Tensor:
         """One logit a prompt; negatives that are not there add nothing."""
+        s = torch.where(batch.there, self.score(batch), torch.zeros_like(batch.logp))
+        if self.negatives is None:
+            there = batch.there[:, 1:]
+            if not there.shape[1] or not bool(there.any(1).all()):
+                raise GirsanovError("a loss of one item against others needs one other at least, in every row")
+            return self.link(self.positive * (s[:, 0] - s[:, 1:].sum(1) / there.sum(1)))
         if batch.items != 1 + len(self.negatives):
             raise GirsanovError(
                 f"{len(self.negatives)} weights of negatives and {batch.items - 1} negatives: match them"
             )
-        s = torch.where(batch.there, self.score(batch), torch.zeros_like(batch.logp))
         h = self.positive * s[:, 0]
         for k, b in enumerate(self.negatives, 1):
             h = h - b * s[:, k]

@@ -14,14 +14,14 @@ import torch
 from tqdm import tqdm
 
 from girsanov.config import Part, make
-from girsanov.config.parts import parameters
+from girsanov.config.parts import MISSING, parameters
 from girsanov.data.rankings import in_share, told
 from girsanov.errors import GirsanovError
 from girsanov.language.base import LanguageMethod
-from girsanov.language.data import TextRequests, text_of
-from girsanov.language.files import Row, encoded, read_rows
+from girsanov.language.data import TextComparisons, TextRequests, text_of
+from girsanov.language.files import Row, Take, encoded, judged, read_rows, reading
 from girsanov.language.generation import Sampling
-from girsanov.language.load import add_adapters, load_language_model, save_tuned
+from girsanov.language.load import add_adapters, load_beside, load_language_model, save_tuned
 from girsanov.language.model import LanguageModel
 from girsanov.language.named import LANGUAGE_METHODS
 from girsanov.language.rewards import TextReward
@@ -43,6 +43,7 @@ class LanguageConfig(RunConfig):
     Attributes:
         model: folder or hub name of the model, as ``AutoModelForCausalLM.from_pretrained`` takes it.
         tokenizer: another tokenizer than the model's own.
+        reference: another model as the reference, with the same tokens; the model before tuning by default.
         data: preferences, in any layout of ``girsanov data``.
         eval_data: held-out preferences; by default a share of the prompts of ``data``.
         held_out: that share, for rows whose split is "train"; rows of the splits test and validation are always held
@@ -69,6 +70,7 @@ class LanguageConfig(RunConfig):
     train: TrainConfig = TrainConfig(iterations=200, lr=5e-5, warmup=10)
     model: str | None = None
     tokenizer: str | None = None
+    reference: str | None = None
     data: str | None = None
     eval_data: str | None = None
     held_out: Decay = 0.1
@@ -98,7 +100,7 @@ class Found:
     """What there is to learn from.
 
     Attributes:
-        train, test: comparisons.
+        train, test: comparisons, labelled completions, demonstrations.
         asked, shown: prompts to complete, in training and in evaluations.
         left_out: a sentence for each row that cannot be used.
     """
@@ -114,7 +116,9 @@ class Found:
         """How much of what."""
         if not self.train:
             return f"{len(self.asked)} prompts to train on, {len(self.shown)} held out"
-        return f"{len(self.train)} comparisons to train on, {len(self.test)} of other prompts held out"
+        labelled = all(row.labels is not None for row in self.train)
+        kind = "labelled completions" if labelled else "comparisons"
+        return f"{len(self.train)} {kind} to train on, {len(self.test)} of other prompts held out"
 
 
 class LanguageRecipe(Recipe):
@@ -130,15 +134,17 @@ class LanguageRecipe(Recipe):
         complain(config)
         with nullcontext() if accelerator is None else accelerator.main_process_first():
             model = opened(config)
-        found = material(config, model.encoder)
+        reward = None if config.reward is None else make(TextReward, config.reward)
+        method = make(LanguageMethod, config.method, *([] if reward is None else [reward]))
+        found = material(config, model.encoder, reading(method))
         for line in told(found.left_out):
             tqdm.write(line)
         model.net.to(device)
+        if model.reference is not None:
+            model.reference.net.to(device)
         policy = Policy(dataclasses.replace(model, autocast=config.autocast))
-        reward = None if config.reward is None else make(TextReward, config.reward)
-        method = make(LanguageMethod, config.method, *([] if reward is None else [reward]))
         evaluator = LanguageEvaluator(
-            encoded(model.encoder, found.test) if found.test else None,
+            *tested(model.encoder, found.test),
             found.shown,
             reward,
             Sampling(temperature=config.temperature, max_tokens=config.max_tokens),
@@ -165,10 +171,11 @@ class LanguageRecipe(Recipe):
 def complain(config: LanguageConfig) -> None:
     """Raises GirsanovError where the settings do not say what to tune, or on what."""
     kind = config.method.kind
-    online = "reward" in parameters(LANGUAGE_METHODS[kind]) if kind in LANGUAGE_METHODS else False
+    settings = parameters(LANGUAGE_METHODS[kind]) if kind in LANGUAGE_METHODS else {}
+    online = "reward" in settings
     if config.model is None:
         raise GirsanovError("model is missing: give the folder or the name of a causal language model with model=...")
-    if online and config.reward is None:
+    if online and config.reward is None and settings["reward"][1] is MISSING:
         raise GirsanovError(f"{kind} scores the model's own completions: give a reward with reward=...")
     if config.data is None and (not online or config.prompts is None):
         or_prompts = ", or prompts with prompts=FILE" if online else ""
@@ -188,18 +195,21 @@ def opened(config: LanguageConfig) -> LanguageModel:
     )
     if config.lora is not None:
         add_adapters(model.net, config.lora, config.lora_alpha, config.lora_targets, config.train.seed)
-    return model
+    if config.reference is None:
+        return model
+    fixed = load_beside(config.reference, model.encoder, half, chunk=config.chunk, packed=config.packed)
+    return dataclasses.replace(model, reference=dataclasses.replace(fixed, autocast=config.autocast))
 
 
-def material(config: LanguageConfig, encoder: Encoder) -> Found:
+def material(config: LanguageConfig, encoder: Encoder, take: Take) -> Found:
     """Reads data and prompts, and holds a part out. Raises GirsanovError if either part is empty."""
     train, test, left_out = list[Row](), list[Row](), list[str]()
     if config.data is not None:
-        rows, left_out = read_rows(encoder, config.data, config.limit)
         share = 0.0 if config.eval_data is not None else config.held_out
-        train, test = [r for r in rows if not r.held_out(share)], [r for r in rows if r.held_out(share)]
+        rows, left_out = read_rows(encoder, config.data, config.limit, take, share)
+        train, test = [r for r in rows if not r.test], [r for r in rows if r.test]
     if config.eval_data is not None:
-        test, more = read_rows(encoder, config.eval_data)
+        test, more = read_rows(encoder, config.eval_data, None, judged)
         left_out = [*left_out, *more]
     if config.prompts is None:
         asked, shown = distinct(train), distinct(test)
@@ -214,6 +224,13 @@ def material(config: LanguageConfig, encoder: Encoder) -> Found:
             "more of them, or held-out ones with eval_data=FILE"
         )
     return Found(train, test, asked, shown, left_out)
+
+
+def tested(encoder: Encoder, rows: Sequence[Row]) -> tuple[TextComparisons | None, TextComparisons | None]:
+    """The held-out comparisons, and the held-out labelled completions; None where there are none."""
+    sides = [[r for r in rows if (r.labels is None) == ranked] for ranked in (True, False)]
+    pairs, labelled = (encoded(encoder, side) if side else None for side in sides)
+    return pairs, labelled
 
 
 def distinct(rows: Sequence[Row]) -> list[Prompt]:
@@ -257,5 +274,7 @@ def facts(model: LanguageModel, found: Found) -> dict[str, str]:
 
 def export(model: LanguageModel, run: Run, folder: Any) -> str:
     """Writes the tuned weights for transformers and peft; the line that loads them."""
+    if run.reduce.rank != 0:
+        return ""
     weights = run.policy.state("current" if run.config.ema is None else "ema")
     return save_tuned(model.net, model.encoder, weights, folder)

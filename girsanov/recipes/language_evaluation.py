@@ -5,6 +5,9 @@ method's beta multiplies it and changes no order). *Accuracy* is how often the b
 counted half, so a model that has not been tuned scores one half; *margin* is the mean difference. *Likelier* compares
 the plain log-probs. All are means within a prompt first, and intervals are over prompts. The KL from the reference is
 the mean log-ratio of the model's own completions.
+
+Completions that are only labelled are compared across prompts: the share of (good, bad) pairs of all of them in which
+the good one has more implicit reward, its standard error by DeLong et al. 1988 (Biometrics 44, 837).
 """
 
 import io
@@ -31,6 +34,7 @@ from girsanov.recipes.base import Metric, Samples
 from girsanov.train import Run
 
 ACCURACY = "held-out pairs ordered by the implicit reward as given"
+SEPARATED = "held-out good completions above bad ones by the implicit reward"
 WIDTH = 110
 
 
@@ -40,6 +44,7 @@ class LanguageEvaluator:
 
     Attributes:
         pairs: held-out comparisons, or None.
+        labelled: held-out completions, each called good or bad, or None.
         prompts: what is completed, in turn.
         reward: what scores completions, or None.
         sampling: how they are drawn.
@@ -48,13 +53,18 @@ class LanguageEvaluator:
     """
 
     pairs: TextComparisons | None
+    labelled: TextComparisons | None
     prompts: Sequence[Prompt]
     reward: TextReward | None
     sampling: Sampling
     samples: int
     batch: int
     seed: int
-    _fixed: list[Tensor] = field(default_factory=list, init=False, repr=False)
+    _fixed: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.labelled is not None and any(not side.any() for side in good_and_bad(self.labelled)):
+            self.labelled = None  # nothing to compare
 
     def metrics(self) -> tuple[Metric, ...]:
         """What it measures; the accuracy is the headline where there is no reward."""
@@ -63,6 +73,8 @@ class LanguageEvaluator:
             headline.append(Metric("accuracy" if headline else "reward", ACCURACY.capitalize(), "high", percent=True))
             headline.append(Metric("margin", "Margin of the implicit reward in nats", "high"))
             headline.append(Metric("likelier", "Chosen likelier than rejected", "high", percent=True))
+        if self.labelled is not None:
+            headline.append(Metric("separated" if headline else "reward", SEPARATED.capitalize(), "high", percent=True))
         return (*headline, Metric("kl", "KL from the start"), Metric("length", "Tokens of a completion"))
 
     @torch.no_grad()
@@ -78,13 +90,27 @@ class LanguageEvaluator:
         found = dict[str, float]()
         for name, value in values.items():
             found |= told(name, by_prompt(value.double(), asked))
-        return found | ({} if self.pairs is None else self.held_out(self.pairs, model, reference))
+        if self.pairs is not None:
+            found |= self.held_out(self.pairs, model, reference)
+        return found | ({} if self.labelled is None else self.separation(self.labelled, model, reference))
+
+    def separation(self, rows: TextComparisons, model: LanguageModel, reference: LanguageModel) -> dict[str, float]:
+        """How well the implicit reward tells good completions from bad ones."""
+        moved = self.logp(rows, model) - self.before("labelled", rows, reference)
+        good, bad = (moved[side] for side in good_and_bad(rows))
+        name = "separated" if self.reward is not None or self.pairs is not None else "reward"
+        value, error = separated(good, bad)
+        return {name: value, f"{name}_se": error}
+
+    def before(self, name: str, rows: TextComparisons, reference: LanguageModel) -> Tensor:
+        """The reference's log-probs [N, K], computed once."""
+        if name not in self._fixed:
+            self._fixed[name] = self.logp(rows, reference)
+        return self._fixed[name]
 
     def held_out(self, pairs: TextComparisons, model: LanguageModel, reference: LanguageModel) -> dict[str, float]:
         """Accuracy, margin and plain accuracy on the held-out comparisons."""
-        if not self._fixed:
-            self._fixed.append(self.logp(pairs, reference))
-        logp = self.logp(pairs, model)
+        before, logp = self.before("pairs", pairs, reference), self.logp(pairs, model)
         better, worse = torch.triu_indices(logp.shape[1], logp.shape[1], 1)
         there = pairs.valid[:, better] & pairs.valid[:, worse]
 
@@ -95,7 +121,7 @@ class LanguageEvaluator:
             real = there.any(1)
             return by_prompt(rows[real], [t for t, r in zip(pairs.texts, real.tolist(), strict=True) if r])
 
-        moved = logp - self._fixed[0]
+        moved = logp - before
         found = told("margin", means(moved, False)) | shares("likelier", means(logp, True))
         return found | shares("accuracy" if self.reward is not None else "reward", means(moved, True))
 
@@ -149,6 +175,19 @@ def told(name: str, values: Tensor) -> dict[str, float]:
     """Mean and standard error over prompts."""
     error = {f"{name}_se": float(values.std()) / len(values) ** 0.5} if len(values) > 1 else {}
     return {name: float(values.mean())} | error
+
+
+def good_and_bad(rows: TextComparisons) -> tuple[Tensor, Tensor]:
+    """Which completions are labelled good, and which bad, bool [N, K]."""
+    sign = torch.zeros_like(rows.valid, dtype=torch.float64) if rows.sign is None else rows.sign
+    return rows.valid & (sign > 0), rows.valid & (sign < 0)
+
+
+def separated(good: Tensor, bad: Tensor) -> tuple[float, float]:
+    """``P(good > bad)``, ties counted half, and its standard error (0 where one side has a single member)."""
+    wins = (good[:, None] > bad).double() + 0.5 * (good[:, None] == bad).double()
+    parts = [side.var(correction=1) / len(side) if len(side) > 1 else 0.0 for side in (wins.mean(1), wins.mean(0))]
+    return float(wins.mean()), float(sum(parts)) ** 0.5
 
 
 def shares(name: str, values: Tensor) -> dict[str, float]:

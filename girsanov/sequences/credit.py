@@ -104,7 +104,7 @@ class GAE(Credit):
 
 @dataclass(frozen=True)
 class Whitened(Credit):
-    """Another credit brought to mean 0 and std 1 over all tokens (of this process)."""
+    """Another credit brought to mean 0 and std 1 over all tokens of the batch, over all processes."""
 
     inner: Credit = GAE()
     eps: float = 1e-8
@@ -114,8 +114,11 @@ class Whitened(Credit):
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """``(A - mean) / (std + eps)``; the targets stay."""
         a, mask, target = self.inner(tokens, rewards, state, turn)
-        kept = a[tokens.mask]
-        white = (a - kept.mean()) / (kept.std(correction=0) + self.eps)
+        kept = a[tokens.mask].double()
+        n, total = turn.reduce.mean(torch.stack([kept.new_tensor(float(len(kept))), kept.sum()]))
+        mean = total / n
+        std = (turn.reduce.mean((kept - mean).square().sum()) / n).sqrt()
+        white = ((a - mean) / (std + self.eps)).to(a.dtype)
         return torch.where(tokens.mask, white, torch.zeros_like(a)), mask, target
 
 

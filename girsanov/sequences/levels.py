@@ -82,33 +82,37 @@ class Averaging(ABC):
     """Terms [N, K] to a scalar."""
 
     @abstractmethod
-    def __call__(self, terms: Tensor, mask: Tensor) -> Tensor:
-        """The average; terms are 0 outside the mask [N, K] of tokens that exist."""
+    def __call__(self, terms: Tensor, mask: Tensor, per: Tensor | None = None) -> Tensor:
+        """The average; terms are 0 outside the mask [N, K] of tokens that exist.
+
+        ``per`` [] is how many tokens a completion of the whole batch has on average: a mean over tokens of a
+        micro-batch or of one process alone would weigh its tokens by its own number.
+        """
 
 
 @dataclass(frozen=True)
 class SequenceMean(Averaging):
     """The mean over each completion's tokens, then over completions (GRPO): long answers weigh less a token."""
 
-    def __call__(self, terms: Tensor, mask: Tensor) -> Tensor:
+    def __call__(self, terms: Tensor, mask: Tensor, per: Tensor | None = None) -> Tensor:
         """Mean of means."""
         return (terms.sum(1) / mask.sum(1).clamp_min(1)).mean()
 
 
 @dataclass(frozen=True)
 class TokenMean(Averaging):
-    """The mean over all tokens (PPO)."""
+    """The mean over all tokens of the batch (PPO): a completion weighs as much as it is long."""
 
-    def __call__(self, terms: Tensor, mask: Tensor) -> Tensor:
-        """Sum over the number of tokens."""
-        return terms.sum() / mask.sum().clamp_min(1)
+    def __call__(self, terms: Tensor, mask: Tensor, per: Tensor | None = None) -> Tensor:
+        """Sum over the number of tokens, which is ``N per`` where that is known."""
+        return terms.sum() / (mask.sum().clamp_min(1) if per is None else len(terms) * per)
 
 
 @dataclass(frozen=True)
 class SequenceSum(Averaging):
     """The sum over tokens, the mean over completions: the unbiased policy gradient."""
 
-    def __call__(self, terms: Tensor, mask: Tensor) -> Tensor:
+    def __call__(self, terms: Tensor, mask: Tensor, per: Tensor | None = None) -> Tensor:
         """Mean of sums."""
         return terms.sum(1).mean()
 

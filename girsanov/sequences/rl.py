@@ -51,11 +51,13 @@ from girsanov.surrogates import Clip, ScoreFunction, Surrogate, ratio_of
 
 @dataclass(frozen=True)
 class Signals:
-    """What is worked out once an iteration: advantages [B, L], which completions count [B], value targets [B, L]."""
+    """What is worked out once an iteration: advantages [B, L], which completions count [B], value targets [B, L], and
+    how many tokens a completion of the batch has on average, over all processes ([])."""
 
     advantage: Tensor
     mask: Tensor
     target: Tensor | None = None
+    per: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,33 +86,36 @@ class SequenceRL:
     def signals(self, tokens: Tokens, state: State, turn: Turn) -> Signals:
         """Advantages and targets of sampled completions; all statistics over batch and processes are here."""
         with torch.no_grad():
-            return Signals(*self.credit(tokens, shaped(tokens, self.beta), state, turn))
+            per = turn.reduce.mean(tokens.mask.sum(1).to(tokens.old.dtype).mean())
+            return Signals(*self.credit(tokens, shaped(tokens, self.beta), state, turn), per=per)
 
     def loss(self, tokens: Tokens, signals: Signals) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss, scalar, and numbers to log."""
         log_ratio, advantage, mask = self.level(tokens, signals.advantage, signals.mask)
         terms, silent = self.surrogate(log_ratio, advantage, mask)
-        exists = tokens.mask if log_ratio.shape == tokens.mask.shape else torch.ones_like(mask)
-        total = self.average(terms, exists)
+        if log_ratio.shape == tokens.mask.shape:
+            total = self.average(terms, tokens.mask, signals.per)
+        else:
+            total = self.average(terms, torch.ones_like(mask))
         rho = ratio_of(log_ratio.detach())[mask]
         metrics = {"clip_fraction": silent, "ratio": rho.mean() if len(rho) else silent.new_ones(())}
         if self.kl:
             gap = tokens.need("ref", "the reference's log-probs for its KL") - tokens.logp
             k3 = torch.where(tokens.mask, ratio_of(gap) - gap - 1, torch.zeros_like(gap))
             metrics["kl"] = tokens.summed(k3.detach()).mean()
-            total = total + self.kl * self.average(k3, tokens.mask)
+            total = total + self.kl * self.average(k3, tokens.mask, signals.per)
         if signals.target is not None:
-            value = self._value_loss(tokens, signals.target)
+            value = self._value_loss(tokens, signals.target, signals.per)
             metrics["value_loss"] = value.detach()
             total = total + self.value_weight * value
         return total, metrics
 
-    def _value_loss(self, tokens: Tokens, target: Tensor) -> Tensor:
+    def _value_loss(self, tokens: Tokens, target: Tensor, per: Tensor | None = None) -> Tensor:
         """``max((V - target)^2, (clip(V) - target)^2) / 2``, averaged as the policy's terms."""
         v, old = tokens.need("value", "values of a value head"), tokens.need("old_value", "values of a value head")
         held = old + (v - old).clamp(-self.value_clip, self.value_clip)
         worst = torch.maximum((v - target).square(), (held - target).square()) / 2
-        return self.average(torch.where(tokens.mask, worst, torch.zeros_like(worst)), tokens.mask)
+        return self.average(torch.where(tokens.mask, worst, torch.zeros_like(worst)), tokens.mask, per)
 
 
 def effective_sample_size(ratio: Tensor) -> Tensor:
@@ -118,7 +123,9 @@ def effective_sample_size(ratio: Tensor) -> Tensor:
     return ratio.sum().square() / (ratio.square().sum() * ratio.numel())
 
 
-def on_off_loss(on: Tokens, on_signals: Signals, off: Tokens, off_signals: Signals) -> tuple[Tensor, dict[str, Tensor]]:
+def on_off_loss(
+    on: Tokens, on_signals: Signals, off: Tokens, off_signals: Signals, size: Tensor | None = None
+) -> tuple[Tensor, dict[str, Tensor]]:
     """Fakoor's P3O: the on-policy part, the clipped off-policy part and the KL to the behaviour, averaged over tokens.
 
     Args:
@@ -126,12 +133,17 @@ def on_off_loss(on: Tokens, on_signals: Signals, off: Tokens, off_signals: Signa
         on_signals: their advantages.
         off: completions of an older policy, whose log-probs are ``off.old``.
         off_signals: their advantages.
+        size: the effective sample size, where these are part of a larger batch; from these by default.
     """
     rho = ratio_of((off.logp - off.old).detach())
-    size = effective_sample_size(rho[off.mask])
-    fresh = -(on_signals.advantage * on.logp)[on.mask].mean()
-    stale = -(rho.clamp(max=float(size)) * off_signals.advantage * off.logp)[off.mask].mean()
-    hold = (off.old - off.logp)[off.mask].mean()
+    size = effective_sample_size(rho[off.mask]) if size is None else size
+
+    def mean(values: Tensor, tokens: Tokens, signals: Signals) -> Tensor:
+        return TokenMean()(torch.where(tokens.mask, values, torch.zeros_like(values)), tokens.mask, signals.per)
+
+    fresh = -mean(on_signals.advantage * on.logp, on, on_signals)
+    stale = -mean(torch.minimum(rho, size) * off_signals.advantage * off.logp, off, off_signals)
+    hold = mean(off.old - off.logp, off, off_signals)
     return fresh + stale + (1 - size) * hold, {"ess": size, "behaviour_kl": hold.detach()}
 
 

@@ -9,11 +9,12 @@ import torch
 
 from girsanov.language import Completions, LanguageModel, LanguageNet, Sampling, generate
 from girsanov.language.base import view
+from girsanov.language.batches import ComparedBatch
 from girsanov.language.logprobs import divergence, entropy, token_logp
 from girsanov.language.named import LANGUAGE_METHODS
 from girsanov.language.online import win_probabilities
 from girsanov.language.packing import Packed, first_fit
-from girsanov.language.preference import ComparedBatch, OfflinePreference, needs
+from girsanov.language.preference import OfflinePreference, needs
 from girsanov.language.tokens import pad
 from girsanov.methods.base import Turn
 from girsanov.noise import Noise
@@ -232,11 +233,10 @@ def test_a_loss_is_computed_as_it_is_written() -> None:
     }
     for name, value in expected.items():
         method = LANGUAGE_METHODS[name](**({} if name == "simpo" else {"beta": 0.3}))
-        facts = method.facts(policy, items, Turn(0, 0))
-        batch = ComparedBatch(items, torch.ones(2, 2) > 0, **facts)
+        batch = method.finished(policy, ComparedBatch(items, torch.ones(2, 2) > 0), {}, Turn(0, 0))
         (chunk,) = method.losses(policy, batch, {})
         torch.testing.assert_close(chunk.loss, value, msg=name)
-        assert ("ref" in facts) == (name != "simpo")
+        assert (batch.ref is not None) == (name != "simpo")
 
 
 def test_what_a_loss_reads_is_found_by_asking_it() -> None:

@@ -15,7 +15,7 @@ from girsanov.cli import main
 from girsanov.data import LAYOUTS, PairFile, RowFile, convert, find_flips, flips, open_preferences, read_preferences
 from girsanov.data.checks import Seen, check_row
 from girsanov.data.convert import EVERY
-from girsanov.data.records import Item, Preference, from_row, preference, to_row
+from girsanov.data.records import Item, Preference, Segment, from_row, preference, to_row
 from girsanov.data.statistics import Statistics
 from girsanov.data.text_layouts import transcript
 from girsanov.errors import GirsanovError
@@ -127,9 +127,17 @@ FILES: dict[str, tuple[str, list[dict[str, Any]]]] = {
             {"prompt": turns("x", "y", "z"), "items": [{"text": "b", "rank": 2}, {"text": "a", "rank": 1}],
              "split": "test"},
             {"prompt": "q", "items": [{"image": "a.png", "label": True, "scores": {"style": 0.5}}], "source": "lab"},
+            {"prompt": "r", "chosen": {"text": "a cat", "segments": [[2, 5, 3.0], [0, 1]]}, "rejected": ["b", "c"]},
         ],
     ),
     "pairs": ("pairs.jsonl", [{"prompt": "p", "chosen": "a", "rejected": "b", "category": "x"}]),
+    "labels": (
+        "labels.jsonl",
+        [
+            {"prompt": "p", "completion": "a", "label": True},
+            {"prompt": turns("Hi"), "completion": turns("", "Ho")[1:], "label": 0, "split": "test"},
+        ],
+    ),
 }  # fmt: skip
 
 
@@ -160,8 +168,8 @@ def test_a_layout_is_found_by_its_columns_and_survives_conversion(name: str, tmp
             (p.prompt, p.split, p.source, p.id, dict(p.meta)) for p in plain
         ]
         for old, new in zip(plain, again, strict=True):
-            assert [(i.text, i.rank, i.score, dict(i.scores), i.label, i.model) for i in new.items] == [
-                (i.text, i.rank, i.score, dict(i.scores), i.label, i.model) for i in old.items
+            assert [(i.text, i.rank, i.score, dict(i.scores), i.label, i.model, i.segments) for i in new.items] == [
+                (i.text, i.rank, i.score, dict(i.scores), i.label, i.model, i.segments) for i in old.items
             ]
             for item in new.items:
                 if item.image is not None:
@@ -198,6 +206,12 @@ def test_what_the_layouts_mean(tmp_path: Path) -> None:
     assert contents(third) == [("Use sorted.", 1), ("No.", 2)] and third.meta["domain"] == "code"
     assert len(third.prompt) == 3 and tie.prompt == "Why?" and tie.pair is None
     assert contents(rows["girsanov"][1]) == [("a", 1), ("b", 2)] and rows["girsanov"][2].items[0].label is True
+    several = rows["girsanov"][3]
+    assert contents(several) == [("a cat", 1), ("b", 2), ("c", 2)] and len(several.pairs()) == 2
+    assert several.items[0].segments == (Segment(2, 5, 3.0), Segment(0, 1))
+    good, bad = rows["labels"]
+    assert [(i.text, i.label) for i in (*good.items, *bad.items)] == [("a", True), ("Ho", False)]
+    assert bad.split == "test" and bad.prompt[0]["content"] == "Hi" and good.pairs() == []
     assert [r["role"] for r in transcript(HH + " x", "here")] == ["user", "assistant"] * 2
 
 
@@ -352,6 +366,20 @@ OWN_MISTAKES = [
     ({"prompt": "p", "items": [{"text": "a", "rank": 0}]}, "f, row 1, item 1: 'rank' must be a whole number from 1"),
     ({"prompt": "p", "items": [{"text": "a", "label": 1}]}, "f, row 1, item 1: 'label' must be true or false, not 1"),
     ({"prompt": "p", "items": ["a"], "split": 3}, "f, row 1: 'split' must be text, not 3"),
+    ({"prompt": "p", "chosen": "a", "rejected": []}, "f, row 1: 'rejected' must be an item, or a list of at least one"),
+    ({"prompt": "p", "chosen": "a", "rejected": ["b", 3]}, "f, row 1, rejected 2 must be text or an object, not 3"),
+    (
+        {"prompt": "p", "chosen": {"text": "abc", "segments": [[0, 2], [1, 4]]}, "rejected": "b"},
+        "f, row 1, chosen: segment 2 must be [start, end] or [start, end, weight] with 0 <= start < end <= 3",
+    ),
+    (
+        {"prompt": "p", "chosen": {"text": "abc", "segments": [[0, 2, -1]]}, "rejected": "b"},
+        "f, row 1, chosen, segment 1: its weight must be positive, not -1",
+    ),
+    (
+        {"prompt": "p", "items": [{"image": "a.png", "segments": [[0, 1]]}]},
+        "f, row 1, item 1: only a text has 'segments'",
+    ),
 ]
 
 
