@@ -27,13 +27,15 @@ from typing import Any
 import torch
 
 from girsanov.errors import GirsanovError
+from girsanov.fitting import backward
 from girsanov.launch import configure, limit_threads
 from girsanov.memory import SavedBytes, held, size, told
 from girsanov.methods.base import Turn
+from girsanov.micro_batches import partition
 from girsanov.noise import Noise
 from girsanov.recipes import get_recipe
 from girsanov.recipes.base import Assembled, RunConfig, reward_of
-from girsanov.train import Run, backward, check_reward, partition, update
+from girsanov.train import Run, check_reward, update
 
 WIDTH = 110
 ROOM = 1.05  # of what is counted: allocators round up
@@ -155,7 +157,7 @@ def tried(run: Run, trial: Trial) -> str:
         batch = method.collect(policy, prompts, run.state, turn)
     check_reward(run, batch)
     trial.samples, trial.rows, trial.stored, trial.collecting = len(prompts), len(batch), size(batch), kept.peak
-    for micro in partition(batch, c, turn)[0]:
+    for micro in partition(batch, 1, c.micro_batch, turn)[0]:
         with SavedBytes(policy.net) as kept:
             for chunk in method.losses(policy, micro, run.state):
                 backward(run, chunk.loss * len(micro) / len(batch))

@@ -30,6 +30,13 @@ class Meter:
         self.losses.add(name)
         self.add({name: chunk.loss}, weight)
 
+    def merge(self, other: "Meter") -> None:
+        """Adds what another meter has gathered."""
+        for name, total in other.sums.items():
+            self.sums[name] = self.sums[name] + total if name in self.sums else total
+            self.weights[name] = self.weights.get(name, 0.0) + other.weights[name]
+        self.losses |= other.losses
+
     def result(self, reduce: Reduce, updates: int) -> dict[str, float]:
         """The means over chunks (losses: over updates) and over processes, as numbers."""
         names = sorted(self.sums)

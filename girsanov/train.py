@@ -18,17 +18,15 @@ from torch import Tensor, nn
 from girsanov.clock import Clock
 from girsanov.distributed import Reduce, clip_gradients
 from girsanov.errors import GirsanovError
+from girsanov.fitting import accumulate, anchor, collect
 from girsanov.meters import Meter
 from girsanov.methods.base import Method, State, Turn
+from girsanov.micro_batches import partition
 from girsanov.models import ModelLike
-from girsanov.noise import generator
 from girsanov.optimizers import OPTIMIZERS, SCHEDULES
 from girsanov.policy import Policy
 from girsanov.settings import Count, Decay, Natural, NonNegative, Positive, settings
 from girsanov.types import Batch, Prompts
-
-SHUFFLE = 1  # noise stream of the minibatch order
-FIRST = ("ratio_min", "ratio_max")  # metrics of which the first update's are kept apart
 
 
 @settings
@@ -188,33 +186,24 @@ def train(run: Run, callbacks: Sequence[Callback] = ()) -> Run:
 
 def iterate(run: Run) -> dict[str, float]:
     """One iteration: collect, then the updates; returns its metrics (``time/...`` in seconds)."""
-    c, method, policy = run.config, run.method, run.policy
+    c, policy = run.config, run.policy
     turn = Turn(c.seed, run.done, c.iterations, policy.device, run.reduce)
     meter, clock = Meter(), Clock.start(policy.device)
     prompts = run.prompts.batch(run.done, run.reduce.rank, run.reduce.world_size).to(policy.device)
-    with torch.no_grad():
-        batch = method.collect(policy, prompts, run.state, turn)
+    batch = collect(run, prompts, turn)
     check_reward(run, batch)
     meter.add(batch.metrics(), 1.0)
     clock.lap("collect")
-    parts = partition(batch, c, turn)
+    parts: list[Sequence[Batch]] = list(partition(batch, c.minibatches, c.micro_batch, turn))
     if c.updates > 1:
-        parts = [[method.anchor(policy, micro, run.state) for micro in part] for part in parts]
+        parts = [anchor(run, part) for part in parts]
         clock.lap("anchor")
     for epoch in range(c.epochs):
-        for i, part in enumerate(parts):
-            total = sum(len(micro) for micro in part)
-            for micro in part:
-                for chunk in method.losses(policy, micro, run.state):
-                    share = len(micro) / total
-                    backward(run, chunk.loss * share)
-                    meter.add_loss(chunk, share)
-                    meter.add(chunk.metrics, share)
-                    if epoch == i == 0:  # the alarm that the ratio is 1 here looks at these
-                        meter.add({f"first/{k}": v for k, v in chunk.metrics.items() if k in FIRST}, share)
+        for i in range(len(parts)):
+            parts[i] = accumulate(run, parts[i], meter, first=epoch == i == 0)
             clock.lap("loss")
             meter.add(update(run), 1.0)
-            method.after_update(policy, run.state, turn)
+            run.method.after_update(policy, run.state, turn)
             clock.lap("update")
     return {
         **meter.result(run.reduce, c.updates),
@@ -222,27 +211,6 @@ def iterate(run: Run) -> dict[str, float]:
         "samples": float(len(batch) * run.reduce.world_size),
         **clock.result(),
     }
-
-
-def partition(batch: Batch, c: TrainConfig, turn: Turn) -> list[list[Batch]]:
-    """The batch as minibatches of micro-batches, in an order keyed by the iteration."""
-    n = len(batch)
-    if c.minibatches > n:
-        raise GirsanovError(
-            f"minibatches = {c.minibatches} exceeds the {n} samples of a process: lower it or collect more"
-        )
-    whole = c.minibatches == 1 and (c.micro_batch is None or c.micro_batch >= n)
-    if whole:
-        return [[batch]]
-    key = (turn.seed, turn.index, SHUFFLE, turn.reduce.rank)
-    order = torch.randperm(n, generator=generator(key)) if c.minibatches > 1 else torch.arange(n)
-    parts = order.tensor_split(c.minibatches)
-    return [[batch.take(rows) for rows in part.split(c.micro_batch or n)] for part in parts]
-
-
-def backward(run: Run, loss: Tensor) -> None:
-    """Backward pass, scaled under float16."""
-    loss.backward() if run.accelerator is None else run.accelerator.backward(loss)
 
 
 def update(run: Run) -> dict[str, Tensor | float]:
