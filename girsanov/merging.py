@@ -13,6 +13,7 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 import torch
 from safetensors.torch import load_file
@@ -28,7 +29,8 @@ from girsanov.launch import Launch, choose_checkpoint
 from girsanov.recipes.pipelines import PipelineRunConfig, opened
 from girsanov.weights import is_lora
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+Precision = Literal["fp32", "bf16", "fp16"]
+DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def merge_command(chosen: argparse.Namespace, command: str) -> int:
@@ -39,7 +41,7 @@ def merge_command(chosen: argparse.Namespace, command: str) -> int:
     return 0
 
 
-def merge_run(run: Path, out: Path, which: str = "last", strength: float = 1.0, dtype: str | None = None) -> str:
+def merge_run(run: Path, out: Path, which: str = "last", strength: float = 1.0, dtype: Precision | None = None) -> str:
     """Writes the pipeline of a run with what it has learned in its weights.
 
     Args:

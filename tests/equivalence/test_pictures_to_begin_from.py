@@ -65,11 +65,11 @@ def drawn(folder: Path, n: int = 2, size: tuple[int, int] = (24, 16)) -> list[Pa
     return paths
 
 
-LONG = ("EulerDiscreteScheduler", "DPMSolverMultistepScheduler")
+QUICK = (("sd15", "DDIMScheduler"), ("sd3", None), ("flux", None))
 
 
 @pytest.mark.parametrize(
-    ("name", "scheduler"), [pytest.param(*p, marks=pytest.mark.slow) if p[1] in LONG else p for p in PIPELINES]
+    ("name", "scheduler"), [p if p in QUICK else pytest.param(*p, marks=pytest.mark.slow) for p in PIPELINES]
 )
 def test_it_is_img2img_of_diffusers(
     name: str, scheduler: str | None, root: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -62,7 +62,10 @@ def scheduler_of(family: str, kind: str, root: Path) -> Any:
     return getattr(diffusers, SCHEDULERS[kind]).from_config(config, **told)
 
 
-@pytest.mark.parametrize("family", FITS)
+QUICK = ("sd15", "sd3", "wan", "stable-audio")
+
+
+@pytest.mark.parametrize("family", [f if f in QUICK else pytest.param(f, marks=pytest.mark.slow) for f in FITS])
 def test_the_table_of_schedulers(family: str, root: Path) -> None:
     for kind, fit in FITS[family].items():
         where = f"{family} with {kind}"
