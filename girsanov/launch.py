@@ -19,6 +19,7 @@ import torch
 from tqdm import tqdm
 
 from girsanov.checkpoint import checkpoints, load_weights, restore, verify
+from girsanov.compiling import compile_network
 from girsanov.config import describe, dump_config, load_config, merge, read_yaml
 from girsanov.disk import write_text
 from girsanov.errors import GirsanovError
@@ -91,7 +92,7 @@ def device_of(name: str | None) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError):
         raise GirsanovError(
-            f"there is no device {name!r} here: use --device cpu, or cuda where there is a GPU"
+            f"there is no device {name!r} here: use --device cpu, cuda where there is a GPU, or mps on a Mac"
         ) from None
     return device
 
@@ -134,6 +135,8 @@ def train_and_report(launch: Launch, device: torch.device, resume: bool, quiet: 
         if not resume:
             launch.folder.discard()  # a mistake in the settings: the same command, mended, may use the folder
         raise
+    if launch.config.compile:
+        compile_network(parts.run.policy.net, device)
     if resume:
         restore(parts.run, launch.folder.checkpoints, tqdm.write)
     if parts.run.reduce.rank == 0:

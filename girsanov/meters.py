@@ -7,6 +7,7 @@ from torch import Tensor
 
 from girsanov.distributed import Reduce
 from girsanov.methods.base import Chunk
+from girsanov.reductions import as_wide
 
 
 class Meter:
@@ -20,7 +21,7 @@ class Meter:
     def add(self, metrics: Mapping[str, Tensor | float], weight: float) -> None:
         """Adds values to their means."""
         for name, value in metrics.items():
-            share = torch.as_tensor(value).detach().double() * weight
+            share = as_wide(torch.as_tensor(value).detach()) * weight
             self.sums[name] = self.sums[name] + share if name in self.sums else share
             self.weights[name] = self.weights.get(name, 0.0) + weight
 

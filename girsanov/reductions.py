@@ -29,6 +29,11 @@ BLOCK = 1 << 16
 """Elements of a block on a CPU: three float32 buffers of it fit into a second-level cache."""
 
 
+def as_wide(x: Tensor) -> Tensor:
+    """The tensor in float64; in float32 on MPS, which has nothing wider."""
+    return x.to(torch.float32 if x.device.type == "mps" else torch.float64)
+
+
 def _blockwise(factors: Callable[..., tuple[Tensor, Tensor]], *tensors: Tensor) -> Tensor:
     """Sum of a product of two ``factors(*blocks, out, spare)`` over the data: float64 [B] (float32 on MPS).
 

@@ -4,6 +4,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
+from girsanov.errors import GirsanovError
 from girsanov.folder import RunFolder
 from girsanov.train import Run
 
@@ -57,7 +60,13 @@ class Evaluation:
 
     def _evaluate(self, run: Run) -> dict[str, float]:
         began = time.perf_counter()
-        values: dict[str, Any] = {name: float(v) for name, v in self.evaluate(run).items()}
+        try:
+            values: dict[str, Any] = {name: float(v) for name, v in self.evaluate(run).items()}
+        except torch.OutOfMemoryError as error:
+            raise GirsanovError(
+                "out of memory in an evaluation: lower batch, the samples that it draws at a time; the last checkpoint "
+                "is intact"
+            ) from error
         if run.reduce.rank == 0:
             seconds = {"time/evaluate": time.perf_counter() - began}
             self.folder.log(run.done, {**values, **seconds}, "evaluation")

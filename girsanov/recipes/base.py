@@ -34,6 +34,7 @@ class RunConfig:
         train: iterations, learning rate and the like.
         lora: rank of the adapters to train instead of all weights; None trains all weights.
         precision: of the networks' arithmetic; "fp16" scales the loss.
+        compile: put the trained network through ``torch.compile`` (``girsanov/compiling.py``).
         evaluate_every: iterations between evaluations.
         checkpoint_every: iterations between checkpoints.
         keep_checkpoints: how many of the newest checkpoints stay; the best one stays as well.
@@ -48,6 +49,7 @@ class RunConfig:
     train: TrainConfig = TrainConfig()
     lora: Count | None = None
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    compile: bool = False
     evaluate_every: Count = 10
     checkpoint_every: Count = 10
     keep_checkpoints: Count = 2

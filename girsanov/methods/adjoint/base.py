@@ -13,6 +13,7 @@ from torch import Tensor
 from girsanov.methods.base import Chunk
 from girsanov.models import velocity
 from girsanov.policy import Policy
+from girsanov.reductions import as_wide
 from girsanov.types import Batch, Cond
 
 
@@ -61,7 +62,7 @@ def regression(policy: Policy, batch: AdjointBatch) -> Iterator[Chunk]:
         error = target.weight * (control - target.control).square().flatten(1).sum(1)
         metrics = {"control": size(control.detach()), "target": size(target.control)}
         if target.limit is not None:
-            metrics["clipped"] = (error.detach() > target.limit).double().mean()
+            metrics["clipped"] = as_wide(error.detach() > target.limit).mean()
             error = error.clamp_max(target.limit)
         yield Chunk(error.mean() / (n * control[0].numel()), metrics)
 

@@ -5,6 +5,7 @@ from torch import Tensor
 from girsanov.methods.advantages.base import Advantage
 from girsanov.methods.advantages.groups import prompt_keys
 from girsanov.methods.base import State, Turn
+from girsanov.reductions import as_wide
 from girsanov.rewards.base import Reward
 from girsanov.rewards.scores import Pending, weights
 from girsanov.types import Prompts
@@ -26,9 +27,9 @@ def reward_metrics(reward: Tensor, mask: Tensor) -> dict[str, Tensor | float]:
 
     The names are always the same: processes average their metrics name by name.
     """
-    kept = reward.double()[reward.isfinite()]
+    kept = as_wide(reward)[reward.isfinite()]
     return {
-        "zero_variance": (~mask).double().mean(),
+        "zero_variance": as_wide(~mask).mean(),
         "dropped": 1.0 - len(kept) / len(reward),
         "reward": kept.mean(),
         "reward_std": kept.std(correction=0) if len(kept) else kept.mean(),

@@ -14,6 +14,7 @@ from girsanov.grids import Grid
 from girsanov.methods.base import Chunk, Turn
 from girsanov.methods.direct.objectives import Objective
 from girsanov.policy import Policy
+from girsanov.reductions import as_wide
 from girsanov.rollout import rollout
 from girsanov.samplers.base import Sampler
 from girsanov.starts import first_states
@@ -64,5 +65,5 @@ def run_up_to(
 
 def reward_chunk(objective: Objective, reward: Tensor) -> Chunk:
     """The mean loss of rewards [B], with their mean as a metric."""
-    values = reward.detach().double()
+    values = as_wide(reward.detach())
     return Chunk(objective(reward).mean(), {"reward": values.mean(), "reward_std": values.std(correction=0)})
