@@ -41,10 +41,12 @@ def spearman(a: np.ndarray, b: np.ndarray) -> float:
 def price(rating: np.ndarray, verbosity: np.ndarray) -> float:
     """lambda of ratings [n] and verbosities [n] of a reference set.
 
-    Raises GirsanovError if there are fewer than three answers, or all are equally verbose.
+    Raises GirsanovError if there are fewer than three answers, numbers that are not finite, or all are equally verbose.
     """
     if len(rating) != len(verbosity) or len(rating) < 3:
         raise GirsanovError("length is taken out on a reference set of three answers or more, each with its verbosity")
+    if not (np.isfinite(rating).all() and np.isfinite(verbosity).all()):
+        raise GirsanovError("ratings or verbosities of the reference set are not finite: look at the features")
     if not np.ptp(verbosity) > 0:
         raise GirsanovError("every answer of the reference set is equally verbose: there is nothing to take out")
     if np.ptp(rating) == 0:

@@ -110,6 +110,8 @@ class RewardModel(Reward):
     @torch.no_grad()
     def pictures(self, prompts: Sequence[str], files: Sequence[bytes]) -> Tensor:
         """Scores [N] of picture files of any size, on the host. Raises GirsanovError if the model reads none."""
+        if not self.front.reads_pictures:
+            raise GirsanovError("this reward model does not read pictures: train one on pictures")
         if self.front.own_samples:
             raise GirsanovError("this reward model reads the samples it was trained on: train one on picture files")
         return torch.cat([self(picture(f), requests([p])).cpu() for p, f in zip(prompts, files, strict=True)])

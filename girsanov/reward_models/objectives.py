@@ -145,7 +145,7 @@ def taken_out(gates: Sequence[Gated], phi: Tensor, found: Sequence[Objective], d
     verbosity, before = (phi @ weight + bias).double().numpy(), gate.ratings(phi).double().numpy()
     lam = [price(before[:, j], verbosity) for j in range(len(names))]
     for g in gates:
-        g.subtract(torch.tensor(lam), weight, bias)
+        g.subtract(torch.tensor(lam, dtype=torch.float64), weight, bias)
     after = gate.ratings(phi).double().numpy()
     return tuple(
         Objective(
