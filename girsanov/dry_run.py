@@ -214,9 +214,14 @@ def disk(run: Run, config: RunConfig, out: Path) -> str:
     """What the checkpoints will take, beside what is free. Raises GirsanovError where it is too little."""
     one = size(run.parameters()) + size(run.policy.copies) + size([o.state_dict() for o in run.optimizers.values()])
     count = config.keep_checkpoints + 2  # the best one, and one that is being written
-    place = next(p for p in [out.absolute(), *out.absolute().parents] if p.exists())
-    free, need = shutil.disk_usage(place).free, count * one + size(run.parameters())
+    free, need = free_space(out), count * one + size(run.parameters())
     text = f"{told(need)} of {told(free)} free: {count} checkpoints of {told(one)} and the weights"
     if need > free:
         raise GirsanovError(f"{text}: free some space, lower keep_checkpoints, or give another --out")
     return text
+
+
+def free_space(out: Path) -> int:
+    """Bytes that are free where a folder is, or will be."""
+    place = next(p for p in [out.absolute(), *out.absolute().parents] if p.exists())
+    return shutil.disk_usage(place).free

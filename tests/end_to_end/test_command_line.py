@@ -299,7 +299,7 @@ def mistakes(tuned: Path, tmp_path: Path) -> dict[str, tuple[list[str], str]]:
         ),
         "device": (
             [*fresh, "--device", "abacus"],
-            "there is no device 'abacus' here: use --device cpu, or cuda where there is a GPU",
+            "there is no device 'abacus' here: use --device cpu, cuda where there is a GPU, or mps on a Mac",
         ),
         "resume": (["run", "mixture", "--resume"], "--resume needs the folder of the run: give it with --out"),
         "resume-none": (
