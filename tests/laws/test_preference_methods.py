@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -123,8 +124,10 @@ PLAIN = {
     "rank-dpo": (RankDPO(weight=ConstantWeight(3.0)), lambda: plane_lists()),
     "online-dpo": (OnlineDPO(reward=SLOPE, weight=ConstantWeight(3.0), rollout_grid=CHAIN), lambda: requests(24, 4)),
     "d3po": (D3PO(reward=SLOPE, grid=CHAIN, beta=1.0, clip=0.9), lambda: requests(24, 4)),
+    "prdp": (PRDP(reward=CURVE, grid=CHAIN, beta=0.8, clip=0.02), lambda: requests(24, 4)),
+    "spo": (SPO(reward=SLOPE, grid=CHAIN, beta=1.0, clip=0.9, threshold=0.0, k=3), lambda: requests(24, 4)),
 }
-"""Methods whose loss holds nothing fixed; DSPO, Diffusion-SDPO, PRDP and DLPO do, and have tests of their own."""
+"""Methods whose loss is a function of the weights, nothing held fixed; PRDP's chunks add up to one."""
 
 
 def plane_lists() -> ItemPrompts:
@@ -133,13 +136,10 @@ def plane_lists() -> ItemPrompts:
     return ranked(Cond({}, torch.zeros(24, dtype=torch.int64)), x, score, 1.0, 24).batch(0)
 
 
-@pytest.mark.parametrize("name", PLAIN)
-def test_gradients_are_those_of_central_differences(name: str) -> None:
-    """Float64, five random directions in the space of the weights, seed 8, steps of 1e-5: relative error below 1e-6."""
-    method, data = PLAIN[name]
-    tuned = policy(0.2, CHAIN if name == "d3po" else GRID)
-    batch, g = collect(method, tuned, data()), torch.Generator().manual_seed(8)
-    slopes, weights = gradient(tuned, method, batch), list(tuned.parameters())
+def central(tuned: Policy, value: Callable[[], Tensor], slopes: Tensor) -> None:
+    """A gradient against central differences of a value of the weights: five random directions, seed 8, steps of 1e-5:
+    relative error below 1e-6."""
+    g, weights = torch.Generator().manual_seed(8), list(tuned.parameters())
     for _ in range(5):
         along = [torch.randn(p.shape, dtype=F64, generator=g) for p in weights]
         values = []
@@ -147,12 +147,93 @@ def test_gradients_are_those_of_central_differences(name: str) -> None:
             with torch.no_grad():
                 for p, a in zip(weights, along, strict=True):
                     p.add_(step * a)
-            values.append(float(total_loss(method, tuned, batch).detach()))
+            values.append(float(value().detach()))
         with torch.no_grad():
             for p, a in zip(weights, along, strict=True):
                 p.add_(1e-5 * a)
         wanted = float(slopes @ torch.cat([a.flatten() for a in along]))
         assert (values[0] - values[1]) / 2e-5 == pytest.approx(wanted, rel=1e-6, abs=1e-9) and abs(wanted) > 1e-6
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_gradients_are_those_of_central_differences(name: str) -> None:
+    """Float64; of PRDP after a move, so that some pairs are clipped; of SPO with a judge that is sure."""
+    method, data = PLAIN[name]
+    tuned = policy(0.2, CHAIN if name in ("d3po", "prdp", "spo") else GRID)
+    if name == "spo":
+        method, batch = stepwise(tuned, torch.ones_like, threshold=0.0, beta=1.0, clip=0.9, k=3)
+    else:
+        batch = collect(method, tuned, data())
+    if name == "prdp":
+        with torch.no_grad():
+            for k, p in enumerate(tuned.parameters()):
+                p.add_(0.03 * torch.randn(p.shape, dtype=F64, generator=torch.Generator().manual_seed(k)))
+    central(tuned, lambda: total_loss(method, tuned, batch), gradient(tuned, method, batch))
+
+
+def frozen_dspo(tuned: Policy, method: DSPO, batch: ItemBatch) -> Callable[[], Tensor]:
+    """kappa as it was."""
+    (draw,) = batch.draws
+    kappa = (method.gamma * torch.sigmoid(-logits_of(tuned, draw).detach()))[:, None]
+    old = tuned.view("reference")(draw.x[:, 0], draw.t)
+
+    def value() -> Tensor:
+        p = tuned.view("current")(draw.x[:, 0], draw.t)
+        return (p - draw.target[:, 0] - kappa * (p - old)).square().mean()
+
+    return value
+
+
+def frozen_sdpo(tuned: Policy, method: DiffusionSDPO, batch: ItemBatch) -> Callable[[], Tensor]:
+    """The loser's scale as it was, and the share of its error that is held."""
+    (draw,) = batch.draws
+    u, v = (tuned.view("current")(draw.x[:, k], draw.t).detach() - draw.target[:, k] for k in (0, 1))
+    along = (u * v).sum(1)
+    scale = torch.where(along > 0, (method.mu * u.square().sum(1) / along).clamp(max=1.0), 1.0)
+    held = errors_of(tuned, "current", draw, 1).detach()
+    known = errors_of(tuned, "reference", draw, 0) - errors_of(tuned, "reference", draw, 1)
+    assert 0.1 < float((scale < 1).double().mean()) < 0.9
+
+    def value() -> Tensor:
+        loser = scale * errors_of(tuned, "current", draw, 1) + (1 - scale) * held
+        return -logsigmoid(-0.5 * draw.weight * (errors_of(tuned, "current", draw, 0) - loser - known)).mean()
+
+    return value
+
+
+def frozen_dlpo(tuned: Policy, method: DLPO, batch: dlpo.EndedChains) -> Callable[[], Tensor]:
+    """The signal as it was."""
+    signals = []
+    for part in batch.parts:
+        t, model = part.tr.step.t, tuned.view("current")
+        noise, v = (part.tr.x_t - (1 - t) * batch.x0) / t, model(part.tr.x_t, t).detach()
+        signals.append(batch.advantage - method.b * (noise - part.tr.x_t - (1 - t) * v).square().mean(1))
+
+    def value() -> Tensor:
+        terms = [
+            signal * GDDIM(1.0).kernel(tuned.view("current"), p.tr.x_t, p.tr.step)[0].log_prob(p.tr.x_s, "mean")
+            for signal, p in zip(signals, batch.parts, strict=True)
+        ]
+        return -torch.stack(terms).mean()
+
+    return value
+
+
+FROZEN = {
+    "dspo": (DSPO(weight=ConstantWeight(4.0), gamma=0.8), lambda: pair_prompts(), frozen_dspo),
+    "diffusion-sdpo": (DiffusionSDPO(weight=ConstantWeight(3.0), mu=0.9), lambda: pair_prompts(), frozen_sdpo),
+    "dlpo": (DLPO(reward=CURVE, grid=CHAIN, b=0.7), lambda: requests(24, 4), frozen_dlpo),
+}
+"""Methods that hold a part of their loss fixed, with the value of the weights whose gradient they take."""
+
+
+@pytest.mark.parametrize("name", FROZEN)
+def test_gradients_with_a_part_held_are_those_of_central_differences(name: str) -> None:
+    """Float64, as above."""
+    method, data, frozen = FROZEN[name]
+    tuned = policy(0.2, CHAIN if name == "dlpo" else GRID)
+    batch = collect(method, tuned, data())
+    central(tuned, frozen(tuned, method, batch), gradient(tuned, method, batch))
 
 
 # ---- pairs
