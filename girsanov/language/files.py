@@ -148,7 +148,7 @@ def read_rows(
         rows += [made(found, group, test) for group in groups]
         if limit is not None and len(rows) >= limit:
             break
-    if not rows:
+    if not rows or (left_out and all(row.test for row in rows)):
         raise GirsanovError(f"{path} has no row to learn from: {left_out[0] if left_out else 'it is empty'}")
     return rows, left_out
 

@@ -139,7 +139,7 @@ def save_tuned(net: LanguageNet, encoder: Encoder, weights: Mapping[str, Tensor]
     from safetensors.torch import save_file
 
     named = {n.removeprefix(PREFIX): w.detach().cpu().contiguous() for n, w in weights.items()}
-    with full_disk(f"the weights in {folder}"):
+    with full_disk(f"the weights in {folder}"), quiet():
         folder.mkdir(parents=True, exist_ok=True)
         encoder.tokenizer.save_pretrained(str(folder))
         if any("lora_" in n for n in named):

@@ -19,7 +19,7 @@ from girsanov.language.generation import Sampling
 from girsanov.language.load import load_beside
 from girsanov.language.model import LanguageModel
 from girsanov.language.policy_gradient import LanguageRL, TokenReward
-from girsanov.language.rewards import Nothing, TextReward
+from girsanov.language.rewards import TextReward
 from girsanov.language.tokens import Completions
 from girsanov.policy import Policy
 from girsanov.sequences import SEQUENCE_RL, rto_rewards
@@ -76,26 +76,26 @@ TOKEN_REWARDS: dict[str, type[TokenReward]] = {"dpo-model": DPOModel}
 
 def rto(
     *,
+    reward: TextReward,
     dpo_model: str | None = None,
     beta1: float = 0.1,
     beta2: float = 0.1,
     clip: float = 0.2,
-    reward: TextReward | None = None,
     sampling: Sampling | None = None,
     rollout_micro_batch: int | None = None,
 ) -> LanguageMethod:
-    """RTO: PPO on DPO's token rewards, and the reward of the whole completion if there is one.
+    """RTO: PPO on DPO's token rewards, and the reward of the whole completion at its end.
 
     Args:
+        reward: of whole completions; ``nothing`` leaves it out.
         dpo_model: the model tuned by DPO: folder of a run, folder or name of a model.
         beta1, beta2: weights of its log-ratio and of the policy's own; equal ones aim at the DPO model itself.
         clip: of the ratio.
-        reward: of whole completions.
         sampling, rollout_micro_batch: how completions are drawn.
     """
     return LanguageRL(
         rl=SEQUENCE_RL["rto"](clip),
-        reward=reward or Nothing(),
+        reward=reward,
         dense=DPOModel(dpo_model, beta1, beta2),
         sampling=sampling or Sampling(),
         rollout_micro_batch=rollout_micro_batch,

@@ -14,7 +14,7 @@ import torch
 from tqdm import tqdm
 
 from girsanov.config import Part, make
-from girsanov.config.parts import MISSING, parameters
+from girsanov.config.parts import parameters
 from girsanov.data.rankings import in_share, told
 from girsanov.errors import GirsanovError
 from girsanov.language.base import LanguageMethod
@@ -171,11 +171,10 @@ class LanguageRecipe(Recipe):
 def complain(config: LanguageConfig) -> None:
     """Raises GirsanovError where the settings do not say what to tune, or on what."""
     kind = config.method.kind
-    settings = parameters(LANGUAGE_METHODS[kind]) if kind in LANGUAGE_METHODS else {}
-    online = "reward" in settings
+    online = "reward" in parameters(LANGUAGE_METHODS[kind]) if kind in LANGUAGE_METHODS else False
     if config.model is None:
         raise GirsanovError("model is missing: give the folder or the name of a causal language model with model=...")
-    if online and config.reward is None and settings["reward"][1] is MISSING:
+    if online and config.reward is None:
         raise GirsanovError(f"{kind} scores the model's own completions: give a reward with reward=...")
     if config.data is None and (not online or config.prompts is None):
         or_prompts = ", or prompts with prompts=FILE" if online else ""

@@ -27,6 +27,7 @@ from girsanov.models import ModelLike
 from girsanov.noise import Noise
 from girsanov.policy import Policy
 from girsanov.recipes.base import Assembled, Metric, Recipe, RunConfig, Samples
+from girsanov.recipes.language import export
 from girsanov.recipes.words_data import LETTERS, ROW, Words, load_words, word_encoder
 from girsanov.settings import Count, Natural, Positive, settings
 from girsanov.store import cache_folder, fingerprint, read_settings, read_tensors, write_folder
@@ -50,6 +51,10 @@ OWN: dict[str, dict[str, Any]] = {
     "iterative-dpo": {"beta": 3.0, "every": 10},
     "grpo": {"kl": 1.0},
     "sppo": {"eta": 2.0},
+    "spin": {"beta": 1.0, "every": 10},
+    "nash-md-pg": {"beta": 0.1},
+    "dense-dpo": {"beta": 5.0},
+    "rto": {"beta1": 1.0, "beta2": 1.0},
 }
 """Settings of single methods, seen to work with words of a few letters."""
 
@@ -64,6 +69,8 @@ def settings_for(name: str) -> dict[str, Any]:
     found: dict[str, Any] = {"method": OWN.get(name, beta)}
     if name in LISTS:
         found["items"] = 4
+    if name == "povid":
+        found["items"] = 3
     if name in IMITATION:
         found["train"] = {"iterations": 10}
     return found
@@ -141,6 +148,7 @@ class WordsRecipe(Recipe):
             {"Real words before": f"{share:.1%} of {config.samples}"},
             write,
             pictured=len(LETTERS) * 3,
+            export=lambda run, folder: export(model, run, folder),
         )
 
 

@@ -9,7 +9,9 @@ import torch
 
 from girsanov.cli import main
 from girsanov.jsonl import write_rows
-from tests.language_models import chat, llama
+from girsanov.language import Encoder
+from girsanov.language.files import read_comparisons
+from tests.language_models import chat, letters, llama
 
 COLOURS = ("red", "blue", "green", "black", "white", "brown")
 SMALL = ["samples=8", "max_tokens=6", "lora=2", "held_out=0.4", "evaluate_every=3", "checkpoint_every=3", "pictured=3"]
@@ -121,6 +123,11 @@ def test_rows_that_cannot_be_used_are_left_out_and_told(model, tmp_path, capsys)
         {"prompt": "none", "chosen": "", "rejected": "fine"},
         {"prompt": "long " * 100, "chosen": "fine", "rejected": "how"},
         {"prompt": "score", "chosen": {"text": "a", "score": "high"}, "rejected": {"text": "b"}},
+        {"prompt": "score", "chosen": {"text": "a", "score": float("nan")}, "rejected": {"text": "b"}},
+        {"prompt": "twice", "chosen": "fine", "rejected": ["how", "fine"]},
+        {"prompt": "mark", "chosen": {"text": "fine", "segments": [[2, 9]]}, "rejected": "how"},
+        {"prompt": "label", "items": [{"text": "fine", "label": True}]},
+        {"prompt": "key", "chosen": "fine", "rejectd": "how"},
     ]
     with path.open("a") as file:
         file.write("".join(json.dumps(row) + "\n" for row in bad))
@@ -132,10 +139,62 @@ def test_rows_that_cannot_be_used_are_left_out_and_told(model, tmp_path, capsys)
         "pairs.jsonl, row 15 has",
         "tokens and a row at most 64",
         "pairs.jsonl, row 16, chosen: 'score' must be a finite number",
+        "pairs.jsonl, row 17, chosen: 'score' must be a finite number",
     ):
         assert sentence in said.out + said.err
     facts = json.loads((tmp_path / "run" / "about.json").read_text())["facts"]
-    assert facts["Left out"].endswith("4 in all")
+    assert facts["Left out"].endswith("8 in all")
+    _, left_out = read_comparisons(Encoder(chat(), 64), path)
+    for start in (
+        "row 18: chosen equals rejected",
+        "row 19, chosen: segment 1 must be [start, end]",
+        "row 20 has labels alone",
+        "row 21: 'rejectd' is no",
+    ):
+        assert any(start in sentence for sentence in left_out), start
+
+
+def test_labels_alone_train_kto_and_no_method_that_compares(model, tmp_path, capsys) -> None:
+    """Held-out good completions come to stand above bad ones; DPO refuses the file in one sentence; SPIN takes what is
+    called good."""
+    rows = [
+        {"prompt": f"take the {COLOURS[i % 6]} pill {i}", "completion": ("fine, thank you", "how are")[i % 2],
+         "label": i % 2 == 0}
+        for i in range(30)
+    ]  # fmt: skip
+    path = tmp_path / "labels.jsonl"
+    write_rows(path, [*rows, {"prompt": "p", "completion": "", "label": True}])
+    tune = [f"data={path}", "train.lr=0.02", "train.warmup=0", "train.iterations=6"]
+    assert run(tmp_path / "kto", model, "--method", "kto", *tune) == 0
+    assert "row 31 has an empty completion" in "".join(capsys.readouterr())
+    first, *_, last = (line for line in numbers(tmp_path / "kto") if line.get("kind") == "evaluation")
+    assert first["reward"] == 0.5 and last["reward"] > 0.9
+    description = json.loads((tmp_path / "kto" / "about.json").read_text())["description"]
+    assert "labelled completions to train on" in description
+    assert run(tmp_path / "dpo", model, "--method", "dpo", *tune) == 2
+    said = capsys.readouterr().err
+    assert "row 1 has labels alone: kto and bco learn from these" in said and not (tmp_path / "dpo").exists()
+    short = ["method.sampling.max_tokens=3", "train.iterations=1"]
+    assert run(tmp_path / "spin", model, "--method", "spin", *tune, *short) == 0
+
+
+def test_a_reference_and_a_dpo_model_of_the_policys_vocabulary(model, data, tmp_path, capsys) -> None:
+    """Another model as the reference, the run before as RTO's; one with other tokens is refused."""
+    few = [f"data={data}", "train.iterations=1"]
+    assert run(tmp_path / "dpo", model, *few, f"reference={model}") == 0
+    more = ["--method", "rto", "reward=nothing", "groups=2", "group_size=2", "method.sampling.max_tokens=4"]
+    assert run(tmp_path / "rto", model, *few, *more, f"method.dpo_model={tmp_path / 'dpo'}") == 0
+    strange, words = tmp_path / "strange", letters("abc")
+    llama(len(words)).float().save_pretrained(strange)
+    words.save_pretrained(strange)
+    capsys.readouterr()
+    for option in ([f"reference={strange}"], [*more, f"method.dpo_model={strange}"]):
+        assert run(tmp_path / "x", model, *few, *option) == 2 and not (tmp_path / "x").exists()
+        assert "it must have the policy's vocabulary" in capsys.readouterr().err
+    assert run(tmp_path / "x", model, *few, *more) == 2
+    assert "run --method dpo first, and give its folder" in capsys.readouterr().err
+    assert run(tmp_path / "x", model, "--method", "tr-dpo", *few, f"reference={model}") == 2
+    assert "leave the other model out" in capsys.readouterr().err
 
 
 def test_mistakes_are_told_in_one_sentence(model, data, tmp_path, capsys, monkeypatch) -> None:

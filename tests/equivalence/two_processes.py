@@ -8,23 +8,30 @@ import torch
 from accelerate import Accelerator
 
 from girsanov.checkpoint import load, save
+from girsanov.config.parts import parameters
 from girsanov.control import LQ
 from girsanov.control.agents import AGENTS
 from girsanov.control.policies import AffineActor
 from girsanov.grids import Grid
+from girsanov.language import LANGUAGE_METHODS
+from girsanov.language.rewards import Vowels
 from girsanov.methods import METHODS
 from girsanov.policy import Policy
 from girsanov.problems import LinearReward
 from girsanov.prompts import ClassPrompts
+from girsanov.recipes.words import DRAW, WordsConfig, fresh, source_of
 from girsanov.train import Run, TrainConfig, iterate
 from tests.tiny import tiny_run
 
 METHODS_HERE = ("ode-am", "am", "clipped-pg", "nft", "ddpo", "branch-grpo", "dgpo", "crd", "ctrl", "ctrl-ratio", "cppo")
 METHODS_HERE += ("online-dpo", "d3po", "prdp", "rwr")
+METHODS_HERE += tuple(f"words-{name}" for name in ("dpo", "kto", "bco", "grpo", "ppo", "spin", "p3o-on-off"))
 
 
 def new_run(name: str, accelerator: Accelerator | None) -> Run:
-    """A run of a method, or of an agent on the linear-quadratic problem."""
+    """A run of a method, or of an agent on the linear-quadratic problem, or of a method of language models on words."""
+    if name.startswith("words-"):
+        return words_run(name.removeprefix("words-"), accelerator)
     if name in METHODS:
         method = METHODS[name](reward=LinearReward([1.0, 0.5]), grid=Grid.uniform(4))
         return tiny_run(method, accelerator, iterations=3, max_grad_norm=None)
@@ -33,6 +40,17 @@ def new_run(name: str, accelerator: Accelerator | None) -> Run:
     config = TrainConfig(iterations=3, lr=1e-2, max_grad_norm=None)
     prompts = ClassPrompts(num_classes=1, groups_per_batch=8, group_size=1)
     return Run(policy, AGENTS[name](environment=environment), config, prompts, accelerator)
+
+
+def words_run(name: str, accelerator: Accelerator | None) -> Run:
+    """The words recipe's own parts around a tiny untrained model, in float64."""
+    config = WordsConfig(width=8, layers=1, pairs=24, batch=8, groups=4, group_size=2)
+    model, reward = fresh(config), Vowels()
+    model.net.double()
+    policy, online = Policy(model), "reward" in parameters(LANGUAGE_METHODS[name])
+    method = LANGUAGE_METHODS[name](**({"reward": reward, "sampling": DRAW} if online else {}))
+    settings = TrainConfig(iterations=3, lr=1e-3, max_grad_norm=None)
+    return Run(policy, method, settings, source_of(config, method, policy, reward), accelerator)
 
 
 def curve(run: Run, n: int) -> list[dict[str, float]]:

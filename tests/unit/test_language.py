@@ -7,6 +7,7 @@ import torch
 
 from girsanov.adapters.lora import add_lora
 from girsanov.config.parts import parameters
+from girsanov.data.records import Segment
 from girsanov.errors import GirsanovError
 from girsanov.jsonl import write_rows
 from girsanov.judging import Answer, ScoreJudge
@@ -310,6 +311,16 @@ def test_pairs_are_one_pass_and_the_references_is_made_once(tmp_path) -> None:
         trained(str(tmp_path), seed=1)
 
 
+def test_supervised_tuning_imitates_the_chosen_completion_alone() -> None:
+    m = small()
+    policy, data = Policy(m), comparisons(m)
+    method = LANGUAGE_METHODS["sft"]()
+    batch = method.collect(policy, data.batch(0), method.setup(policy), Turn(0, 0))
+    (chunk,) = method.losses(policy, batch, {})
+    chosen = m.encoder.batch([(p, "abc") for p in data.batch(0).meta])
+    torch.testing.assert_close(chunk.loss, -view(policy, "current").logp(chosen).mean())
+
+
 def test_a_policy_over_something_else_is_refused() -> None:
     from girsanov import Model, RectifiedFlow
     from girsanov.nets import MLPConfig
@@ -323,6 +334,20 @@ def test_a_policy_over_something_else_is_refused() -> None:
     rows = TextComparisons.encode(m.encoder, [("a", ["b", "c"])], batch_size=1)
     with pytest.raises(GirsanovError, match="this loss needs the items' scores"):
         fit(Policy(m), LANGUAGE_METHODS["odpo"](), rows, TrainConfig(iterations=1))
+    single = TextComparisons.encode(m.encoder, [("a", ["b"])], labels=[[True]], batch_size=1)
+    with pytest.raises(GirsanovError, match="labelled one by one: take kto or bco"):
+        fit(Policy(m), LANGUAGE_METHODS["dpo"](), single, TrainConfig(iterations=1))
+    fit(Policy(m), LANGUAGE_METHODS["kto"](), single, TrainConfig(iterations=1))
+    with pytest.raises(GirsanovError, match="a segment ends at 9, and its text has 1 characters"):
+        TextComparisons.encode(m.encoder, [("a", ["b", "c"])], segments=[[(Segment(0, 9),), ()]])
+    for make, said in (
+        (lambda: LANGUAGE_METHODS["dense-dpo"](emphasis=0.0), "the weight of marked segments must be positive"),
+        (lambda: LANGUAGE_METHODS["nash-md-pg"](reward=Long(), share=2.0), "share of the mixture lies in"),
+        (lambda: LANGUAGE_METHODS["p3o-on-off"](reward=Long(), keep=0), "keep the completions of 1 or more"),
+        (lambda: fit(Policy(m), LANGUAGE_METHODS["spin"](), requests(), TrainConfig(iterations=1)), "TextComparisons"),
+    ):
+        with pytest.raises(GirsanovError, match=said):
+            make()
 
 
 def test_rewards_of_texts() -> None:
