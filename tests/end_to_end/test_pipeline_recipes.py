@@ -188,10 +188,10 @@ def test_a_resumed_run_is_the_same(name: str, method: str, root: Any, folder: Pa
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["sd15", "sit", "sd3", "flux2-klein"])
 def test_two_processes_give_the_curve_of_one(name: str, root: Any, folder: Path) -> None:
-    """With gloo: 1e-5 relative in the loss, its gradient and the reward; 1 % of the way in weights and KL.
+    """With gloo: 1e-5 relative in the loss, its gradient and the reward, 1e-3 of the way in weights, 1 % in the KL.
 
-    A batch of two and one of four round differently (1e-6), and Adam's first steps, which divide by the size of each
-    gradient, turn that into another sign where a gradient is all but zero.
+    A batch of two and one of four round differently (1e-6). The path KL is the square of a difference of predictions
+    that two iterations have moved by 1e-4 of their norm, so rounding counts ten thousand times as much in it (LOG.md).
     """
     command = [*command_of(name, root), "train.iterations=2"]
     assert main([*command, "--out", "one"]) == 0
@@ -214,7 +214,7 @@ def test_two_processes_give_the_curve_of_one(name: str, root: Any, folder: Path)
     assert first.keys() == second.keys()
     moved = torch.cat([w.flatten() for k, w in first.items() if "lora_B" in k])  # these began at zero
     apart = torch.cat([(second[k] - w).flatten() for k, w in first.items() if "lora_B" in k])
-    assert 0 < moved.norm() and apart.norm() < 1e-2 * moved.norm()
+    assert 0 < moved.norm() and apart.norm() < 1e-3 * moved.norm()
 
 
 @pytest.mark.slow
