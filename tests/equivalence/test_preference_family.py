@@ -148,7 +148,7 @@ def winners(place: Place, batch: Any) -> float:
 def mapo(place: Place, method: Any, batch: Any) -> float:
     e = looked(place, batch).error / math.prod(place.policy.model.shape)
     phi = (method.scale * e) / torch.expm1(method.scale * e)
-    return float((e[:, 0] - method.beta * logsigmoid(phi[:, 0] - phi[:, 1])).mean())
+    return float((e[:, 0] - method.beta * logsigmoid(1000 * (phi[:, 0] - phi[:, 1]))).mean())
 
 
 def rank(place: Place, method: Any, batch: Any) -> float:

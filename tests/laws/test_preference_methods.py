@@ -120,7 +120,7 @@ def adds_up(method: object, tuned: Policy, batch: object, size: int) -> None:
 PLAIN = {
     "diffusion-dpo": (DiffusionDPO(weight=ConstantWeight(3.0)), lambda: pair_prompts()),
     "diffusion-kto": (DiffusionKTO(weight=ConstantWeight(4.0)), lambda: labels()),
-    "mapo": (MaPO(), lambda: pair_prompts()),
+    "mapo": (MaPO(horizon=5.0), lambda: pair_prompts()),
     "rank-dpo": (RankDPO(weight=ConstantWeight(3.0)), lambda: plane_lists()),
     "online-dpo": (OnlineDPO(reward=SLOPE, weight=ConstantWeight(3.0), rollout_grid=CHAIN), lambda: requests(24, 4)),
     "d3po": (D3PO(reward=SLOPE, grid=CHAIN, beta=1.0, clip=0.9), lambda: requests(24, 4)),
@@ -316,11 +316,11 @@ def test_dspo_is_its_formula_and_adds_up() -> None:
 
 def mapo_form() -> None:
     """The public code's loss, written out; no reference; phi is 1 at 0 with the slope -k / 2."""
-    tuned, method = policy(grid=GRID), MaPO(beta=0.4, scale=0.5)
+    tuned, method = policy(grid=GRID), MaPO(beta=0.4, scale=0.5, horizon=3.0)
     batch = collect(method, tuned, pair_prompts())
     e = [errors_of(tuned, "current", batch.draws[0], k) / 2 for k in (0, 1)]
     odds = 0.5 * e[0] / ((0.5 * e[0]).exp() - 1) - 0.5 * e[1] / ((0.5 * e[1]).exp() - 1)
-    torch.testing.assert_close(total_loss(method, tuned, batch), e[0].mean() - 0.4 * logsigmoid(odds).mean())
+    torch.testing.assert_close(total_loss(method, tuned, batch), e[0].mean() - 0.4 * logsigmoid(3.0 * odds).mean())
     small = torch.tensor([0.0, 1e-4, 1e9], dtype=F64)
     phi = mapo.margin_score(small, 0.5)
     assert float(phi[0]) == pytest.approx(1) and float(phi[2]) < 1e-20
@@ -865,7 +865,7 @@ COND = Cond({}, torch.zeros(2, dtype=torch.int64))
             "pairs need at least two samples of a prompt: set group_size to 2 or more",
         ),
         (lambda: DSPO(gamma=1.0), "gamma must lie in [0, 1), or the loss has no minimum, not 1.0"),
-        (lambda: MaPO(beta=0.0), "beta and scale of MaPO must be positive, not 0.0 and 0.5"),
+        (lambda: MaPO(beta=0.0), "beta, scale and horizon of MaPO must be positive, not 0.0, 0.5 and 1000.0"),
         (lambda: DiffusionSDPO(mu=0.0), "the share of the safe scale lies in (0, 1], not 0.0"),
         (lambda: RewardWeighted(reward=CURVE, beta=0.0), "beta of a tilt must be positive, not 0.0"),
     ],

@@ -15,8 +15,12 @@ h is Diffusion-DPO's logit. For a fixed kappa below 1 the minimum is ``p_ref + (
 u = E[u | x^w]``: winners imitated, and overshot by ``1 / (1 - kappa)``. gamma = 0 is supervised fine-tuning on the
 winners. (kappa stays below gamma, which must therefore lie below 1.)
 
-Reference: Zhu et al., Direct score preference optimization, ICLR 2025 (reconstructed from its idea, its constants were
-not at hand); the logit: Wallace et al. 2023, arXiv:2311.12908.
+Public code for SD1.5 (in that of arXiv:2511.03317) has the same square with ``gamma = beta``, thousands, and lets the
+gradient into the sigmoid. With kappa fixed above 1 the minimum lies on the *other* side of ``p_ref`` than the winners;
+what that code converges to is not derived here, and gamma stays below 1.
+
+Reference: Zhu et al., Direct score preference optimization, ICLR 2025 (reconstructed from its idea); the logit: Wallace
+et al. 2023, arXiv:2311.12908.
 """
 
 from collections.abc import Mapping

@@ -15,8 +15,10 @@ with ``mu <= 1`` for a margin. The loss keeps its value (the scaled part enters 
 with lambda = 1 it is Diffusion-DPO. The rule is in the space of outputs, as published: no gradient of the network is
 asked for it.
 
-Reference: Fu et al. 2025, arXiv:2511.03317 (the rule is derived here from its description: shrink the loser's gradient
-so that the winner's error cannot rise).
+The public code has ``1 - mu`` for mu (its 0.9, for SD1.5, is ``mu = 0.1`` here) and one scale for all pairs of a
+device; here each pair has its own, so that micro-batches change nothing.
+
+Reference: Fu et al. 2025, arXiv:2511.03317, and its code (the rule was derived here and found to be the code's).
 """
 
 import dataclasses
