@@ -8,8 +8,8 @@ new member, or a new family, needs no configuration class. Three functions do it
     construct(annotation, data)     -> the object
     describe(object)                -> data
 
-A ``kind`` is a name of the family's dict, or ``my_file.py:name`` (or ``package.module:name``): the user's own code; of a
-reward it may be the folder of a trained one.
+A ``kind`` is a name of the family's dict, or ``my_file.py:name`` (or ``package.module:name``): the user's own code; of
+a reward it may be the folder of a trained one.
 """
 
 import dataclasses
