@@ -11,7 +11,8 @@ p)`` have no bound at e = 0; phi and the factor T, the number of training steps,
 and beta = 0.1 as remembered).
 
 At equal small errors the margin adds ``beta k T / 4`` of the *difference* of the two gradients to the winner's own, so
-MaPO pulls away from the loser and the winner's imitation never ends. Nothing holds it to the pretrained model but the data.
+MaPO pulls away from the loser and the winner's imitation never ends. Nothing holds it to the pretrained model but the
+data.
 
 Reference: Hong et al. 2024, arXiv:2406.06424, and its code in diffusers.
 """
