@@ -20,7 +20,8 @@ from girsanov.config.parts import parameters
 from girsanov.language.base import LanguageMethod
 from girsanov.language.data import TextComparisons, TextRequests, annotate
 from girsanov.language.generation import Sampling, generate
-from girsanov.language.model import LanguageModel, LanguageNet, lora_targets
+from girsanov.language.load import add_adapters
+from girsanov.language.model import LanguageModel, LanguageNet
 from girsanov.language.named import LANGUAGE_METHODS
 from girsanov.language.rewards import TextReward
 from girsanov.models import ModelLike
@@ -127,9 +128,7 @@ class WordsRecipe(Recipe):
         model = pretrained(config, words)
         model.net.to(device)
         if config.lora is not None:
-            from girsanov.adapters.lora import add_lora
-
-            add_lora(model.net, config.lora, lora_targets(model.net), config.train.seed)
+            add_adapters(model.net, config.lora, seed=config.train.seed)
         policy = Policy(dataclasses.replace(model, autocast=config.autocast))
         reward = make(TextReward, config.reward)
         method = make(LanguageMethod, config.method, reward)
