@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from girsanov.accelerators import accelerator_of
 from girsanov.checkpoint import checkpoints, load_weights, restore, verify
 from girsanov.compiling import compile_network
 from girsanov.config import describe, dump_config, load_config, merge, read_yaml
@@ -103,15 +104,6 @@ def limit_threads(recipe: Recipe) -> None:
         torch.set_num_threads(recipe.threads)
 
 
-def accelerator_of(config: RunConfig, device: torch.device) -> Any:
-    """Accelerate's object where it is needed: several processes, or a scaled loss."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 and config.precision != "fp16":
-        return None
-    from accelerate import Accelerator
-
-    return Accelerator(mixed_precision="fp16" if config.precision == "fp16" else "no", cpu=device.type == "cpu")
-
-
 def execute(launch: Launch, *, device: torch.device, resume: bool = False, quiet: bool = False) -> Run:
     """Trains a run to its end, or to where it is interrupted, and writes its report.
 
@@ -127,8 +119,8 @@ def execute(launch: Launch, *, device: torch.device, resume: bool = False, quiet
 
 def train_and_report(launch: Launch, device: torch.device, resume: bool, quiet: bool) -> Run:
     """Builds, restores, trains and reports."""
-    accelerator = accelerator_of(launch.config, device)
     try:
+        accelerator = accelerator_of(launch.recipe, launch.config, device)
         limit_threads(launch.recipe)
         parts = launch.recipe.build(launch.config, device, accelerator)
     except GirsanovError:
@@ -143,19 +135,21 @@ def train_and_report(launch: Launch, device: torch.device, resume: bool, quiet: 
         describe_run(launch, parts)
     with interruptible(parts.run):
         train(parts.run, callbacks_of(launch.config, launch.folder, parts, quiet))
-    if parts.run.reduce.rank == 0:
-        finish(launch, parts)
+    finish(launch, parts)
     return parts.run
 
 
 def finish(launch: Launch, parts: Assembled) -> None:
-    """Pictures, model card and report of the run as it stands."""
+    """Pictures, model card and report of the run as it stands; process 0 writes what all have drawn and gathered."""
     from girsanov.report import write_card, write_report
 
-    draw_samples(launch.folder, parts)
-    if parts.export is not None:
+    first = parts.run.reduce.rank == 0
+    draw_samples(launch.folder, parts, first)
+    line = None if parts.export is None else parts.export(parts.run, launch.folder.path / "weights")
+    if not first:
+        return
+    if line is not None:
         about = json.loads((launch.folder.path / "about.json").read_text(encoding="utf-8"))
-        line = parts.export(parts.run, launch.folder.path / "weights")
         text = json.dumps({**about, "load": line}, indent=2, ensure_ascii=False)
         write_text(launch.folder.path / "about.json", text + "\n")
     if parts.drawings is not None:
@@ -180,10 +174,12 @@ def describe_run(launch: Launch, parts: Assembled) -> None:
     write_text(launch.folder.path / "about.json", json.dumps(about, indent=2, ensure_ascii=False) + "\n")
 
 
-def draw_samples(folder: RunFolder, parts: Assembled) -> None:
-    """Before and after, from the same noise."""
+def draw_samples(folder: RunFolder, parts: Assembled, write: bool) -> None:
+    """Before and after, from the same noise. All processes draw: a network that is split runs on all of them."""
     for name, model in (("before", parts.run.reference()), ("after", parts.run.model())):
         samples = parts.sample(model, parts.pictured, SAMPLE_SEED)
+        if not write:
+            continue
         (folder.samples / f"{name}.png").write_bytes(parts.draw(samples))
         if samples.texts:
             text = json.dumps({"texts": samples.texts}, indent=2, ensure_ascii=False)

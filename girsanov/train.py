@@ -131,6 +131,8 @@ class Run:
             groups[name] = ([p for p in module.parameters() if p.requires_grad], self.config.module_lr)
         for name, (parameters, lr) in groups.items():
             c = self.config
+            for p in parameters:
+                p.grad = None  # what is left of an earlier training (pretraining just now) is no part of this one
             adamw = OPTIMIZERS[c.optimizer if name == "policy" else "adamw"]()
             optimizer = adamw(parameters, lr=lr, betas=c.betas, weight_decay=c.weight_decay)
             rate = functools.partial(SCHEDULES[c.schedule], c.warmup, c.iterations * c.updates)

@@ -10,6 +10,7 @@ The state x is one tensor [B, C, H, W] (video [B, C, F, H, W], audio [B, C, L]) 
 packs its latents into tokens: packing happens around the network.
 """
 
+import copy
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -70,6 +71,14 @@ class Denoiser(nn.Module):
     def forward(self, x: Tensor, t: Tensor, cond: Cond | None) -> Tensor:
         """The raw prediction [B, *D] in the dtype of x."""
         return self.predict(x, t, cond).to(x.dtype)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Denoiser":
+        """With a network of its own; text encoders, autoencoder and settings stay those of the one pipeline."""
+        network = copy.deepcopy(self.network, memo)
+        owner = copy.copy(self.predict.__self__)  # type: ignore[attr-defined]
+        owner.network = network
+        owner.net = Denoiser(network, owner.predict)
+        return owner.net  # type: ignore[no-any-return]
 
 
 class Adapter(ABC):

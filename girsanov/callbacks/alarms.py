@@ -200,8 +200,9 @@ class OldIsCurrent(Alarm):
     def check(self, run: Run, metrics: Mapping[str, float], memory: dict[str, Any]) -> str | None:
         """Compares the weights."""
         old = run.policy.copies.get("old")
-        current = run.policy.state()
-        same = old is not None and all(torch.equal(old[name], w) for name, w in current.items())
+        current = run.policy.held()
+        equal = old is not None and all(torch.equal(old[name], w) for name, w in current.items())
+        same = bool(run.reduce.mean_host(torch.tensor(float(equal))) == 1.0)  # each process may hold a part
         memory["count"] = memory.get("count", 0) + 1 if same else 0
         if memory["count"] < self.patience:
             return None

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from girsanov.config import Part, make
 from girsanov.errors import GirsanovError
@@ -18,7 +18,9 @@ from girsanov.policy import Policy
 from girsanov.report.svg import Line
 from girsanov.rewards.base import Reward
 from girsanov.settings import Count, Positive, settings
+from girsanov.sharding import Sharding
 from girsanov.train import Run, TrainConfig
+from girsanov.weights import is_lora
 
 AlarmName = Literal[
     "reward-hacking", "not-finite", "kl-range", "ratio-not-one", "zero-variance", "all-dropped", "old-is-current"
@@ -35,6 +37,7 @@ class RunConfig:
         lora: rank of the adapters to train instead of all weights; None trains all weights.
         precision: of the networks' arithmetic; "fp16" scales the loss.
         compile: put the trained network through ``torch.compile`` (``girsanov/compiling.py``).
+        shard: split the network over the processes of a launch, instead of holding all of it on each.
         evaluate_every: iterations between evaluations.
         checkpoint_every: iterations between checkpoints.
         keep_checkpoints: how many of the newest checkpoints stay; the best one stays as well.
@@ -50,6 +53,7 @@ class RunConfig:
     lora: Count | None = None
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     compile: bool = False
+    shard: bool = False
     evaluate_every: Count = 10
     checkpoint_every: Count = 10
     keep_checkpoints: Count = 2
@@ -70,7 +74,27 @@ class RunConfig:
             from girsanov.adapters.lora import add_lora
 
             add_lora(model.net, rank=self.lora, seed=self.train.seed)
-        return Policy(dataclasses.replace(model, autocast=self.autocast), guidance)
+        net: Any = model.net
+        sharding = self.split(net, next(net.parameters()).device)
+        return Policy(dataclasses.replace(model, autocast=self.autocast), guidance, sharding)
+
+    def split(self, net: nn.Module, device: torch.device) -> Sharding | None:
+        """Splits the network over the processes, if that is set and there are several; None leaves it whole.
+
+        Raises GirsanovError for settings that do not go together with it.
+        """
+        if not self.shard or not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
+            return None
+        if self.precision == "fp16":
+            raise GirsanovError("shard=true does not scale losses: take precision=bf16 instead of fp16")
+        if self.train.optimizer != "adamw" and not all(
+            is_lora(n) for n, p in net.named_parameters() if p.requires_grad
+        ):
+            raise GirsanovError(
+                f"shard=true splits the optimiser's averages, which {self.train.optimizer} cannot be: take "
+                "train.optimizer=adamw, or train adapters with lora=16"
+            )
+        return Sharding(net, device)
 
 
 def reward_of(part: Part[Reward], device: torch.device) -> Reward:
@@ -149,7 +173,7 @@ class Assembled:
         pictured: how many samples the report's pictures show.
         write: writes samples one by one into a folder; None writes an array.
         export: ``export(run, folder)`` writes the tuned weights for other software and returns the line that loads
-            them; None writes none.
+            them; None writes none. All processes call it, process 0 writes.
         captions: of the pictures before and after.
         drawings: ``drawings(run)`` -> what the run has learned beside the exact answer, for the report.
     """
@@ -181,6 +205,7 @@ class Recipe(ABC):
         summary: one line for ``girsanov list``.
         config: its configuration class.
         methods: the methods it has settings for; others may work too.
+        splits: whether ``shard`` is possible: every process runs its network equally often.
         threads: processor threads that its networks can use; the environment's OMP_NUM_THREADS goes before it. None
             leaves it to torch.
     """
@@ -189,6 +214,7 @@ class Recipe(ABC):
     summary: ClassVar[str]
     config: ClassVar[type[RunConfig]]
     methods: ClassVar[Sequence[str]]
+    splits: ClassVar[bool] = False
     threads: ClassVar[int | None] = None
 
     def defaults(self, method: str) -> dict[str, Any]:

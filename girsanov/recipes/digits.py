@@ -29,7 +29,7 @@ from girsanov.recipes.digits_data import CLASSES, SHAPE, Digits, balanced_labels
 from girsanov.recipes.digits_evaluation import METRICS, Evaluator
 from girsanov.recipes.digits_pictures import draw, read, write
 from girsanov.recipes.digits_preferences import METRICS as LEARNED
-from girsanov.recipes.digits_preferences import PreferenceEvaluator
+from girsanov.recipes.digits_preferences import PreferenceEvaluator, learns_preferences
 from girsanov.rewards.base import Reward
 from girsanov.samplers.base import Sampler
 from girsanov.settings import Count, Natural, NonNegative, settings
@@ -135,6 +135,7 @@ class DigitsRecipe(Recipe):
     summary: ClassVar[str] = "real handwritten digits, made bold while a judge watches; minutes"
     config: ClassVar[type[RunConfig]] = DigitsConfig
     methods: ClassVar[Sequence[str]] = tuple(DEFAULTS)
+    splits: ClassVar[bool] = True
     threads: ClassVar[int | None] = 1  # small matrices: a second thread waits more than it works, where others run
 
     def defaults(self, method: str) -> dict[str, Any]:
@@ -159,7 +160,7 @@ class DigitsRecipe(Recipe):
         method = make(Method, config.method, evaluator.reward, model.process)
         base = policy.view("reference", "rollout")
         prompts = prompts_for(method, config, evaluator, base)
-        known = None if method.data == "prompts" else PreferenceEvaluator.of(evaluator, base)
+        known = PreferenceEvaluator.of(evaluator, base) if learns_preferences(method) else None
         judged = f"{evaluator.judge.real_accuracy:.1%} of {len(digits.generator)} real digits that it has not seen"
         return Assembled(
             Run(policy, method, config.train, prompts, accelerator),
@@ -169,7 +170,10 @@ class DigitsRecipe(Recipe):
             METRICS if known is None else METRICS + LEARNED,
             f"Handwritten digits of 8 x 8 pixels, tuned to the reward {evaluator.reward.name!r}. The judge of "
             "legibility was trained on other pictures than the model, and knows nothing of the reward.",
-            {"The judge reads": judged, **({} if known is None else known.facts(config.annotator))},
+            {
+                "The judge reads": judged,
+                **({} if known is None or method.data == "prompts" else known.facts(config.annotator)),
+            },
             write,
         )
 

@@ -112,6 +112,7 @@ class MixtureRecipe(Recipe):
     summary: ClassVar[str] = "Gaussians in the plane, a reward with a known answer; seconds"
     config: ClassVar[type[RunConfig]] = MixtureConfig
     methods: ClassVar[Sequence[str]] = tuple(DEFAULTS)
+    splits: ClassVar[bool] = True
     threads: ClassVar[int | None] = 1  # small matrices: a second thread waits more than it works, where others run
 
     def defaults(self, method: str) -> dict[str, Any]:

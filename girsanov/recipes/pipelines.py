@@ -18,6 +18,7 @@ from girsanov.adapters.load import load_pipeline
 from girsanov.adapters.weights import resume_adapters, save_weights, train_adapters, train_everything
 from girsanov.config import Part, make
 from girsanov.config.parts import load
+from girsanov.distributed import whole
 from girsanov.errors import GirsanovError
 from girsanov.items import simulate
 from girsanov.methods import METHODS
@@ -34,6 +35,7 @@ from girsanov.samplers import Sampler
 from girsanov.settings import Count, Decay, Natural, NonNegative, settings
 from girsanov.train import PromptSource, Run, TrainConfig
 from girsanov.types import Cond, Prompts
+from girsanov.weights import is_lora
 
 EVALUATION_SEED, PAIR_SEED = 1_000_003, 7_000_003
 STEPS = 10
@@ -127,6 +129,7 @@ class PipelineRecipe(Recipe):
 
     config: ClassVar[type[RunConfig]] = PipelineRunConfig
     methods: ClassVar[Sequence[str]] = tuple(METHODS)
+    splits: ClassVar[bool] = True
 
     def defaults(self, method: str) -> dict[str, Any]:
         """The pipeline's own times for every method that samples, and a solver that suits any process.
@@ -161,9 +164,10 @@ class PipelineRecipe(Recipe):
             asked = self.asked(config, adapter, device)  # fills the caches of embeddings and latents
             if config.data is not None:
                 learned = learn(method.data, config, adapter, asked.conditions, device)
+        sharding = config.split(adapter.net, device)  # before it is moved: the device need not hold all of it
         adapter.to(device)
         scale = adapter.guidance() if config.guidance is None else config.guidance
-        policy = Policy(model, dict.fromkeys(config.guided, scale))
+        policy = Policy(model, dict.fromkeys(config.guided, scale), sharding)
         sampler = adapter.sampler() if config.sampler is None else make(Sampler, config.sampler, model.process)
         evaluator = PipelineEvaluator(
             sampler,
@@ -255,4 +259,9 @@ def facts(adapter: Adapter, config: PipelineRunConfig, scale: float) -> dict[str
 
 def export(adapter: Adapter, run: Run, folder: Path) -> str:
     """Writes the tuned weights for diffusers; the line that loads them."""
-    return save_weights(adapter, run.policy.state("current" if run.config.ema is None else "ema"), folder)
+    first = run.reduce.rank == 0
+    weights = run.policy.state("current" if run.config.ema is None else "ema", keep=first)
+    if not all(is_lora(name) for name in run.policy.names):  # the whole component is written, frozen parts as well
+        rest = {n: whole(p, first) for n, p in run.policy.net.named_parameters() if n not in run.policy.names}
+        weights |= {n: p for n, p in rest.items() if p is not None}
+    return save_weights(adapter, weights, folder) if first else ""
