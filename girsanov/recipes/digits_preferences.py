@@ -13,6 +13,7 @@ from torch import Tensor
 from girsanov.evaluation.implicit import agreement, implicit_reward, recovery
 from girsanov.evaluation.intervals import share_interval
 from girsanov.items import draw_items
+from girsanov.methods.base import Method
 from girsanov.models import ModelLike
 from girsanov.recipes.base import Metric
 from girsanov.recipes.digits_data import balanced_labels, digit_prompts
@@ -25,7 +26,16 @@ METRICS = (
     Metric("recovered", "Implicit against true reward, correlation", "high"),
     Metric("ordered", "Held-out pairs in order", "high", percent=True),
 )
+FAMILY = "girsanov.methods.preference."
 HELD_OUT_SEED = 9_000_011  # apart from the seeds of the pairs that are trained on
+
+
+def learns_preferences(method: Method) -> bool:
+    """Whether a method is of the preference family, on given comparisons or on its own samples.
+
+    The implicit reward means something for both: whoever ends at ``p_ref exp(r / beta)`` denoises what r likes better.
+    """
+    return method.data != "prompts" or type(method).__module__.startswith(FAMILY)
 
 
 @dataclass(frozen=True)

@@ -62,6 +62,8 @@ def test_every_method_runs_by_its_name(method: str, tmp_path: Path) -> None:
     assert main(["run", "digits", "--out", str(out), "--method", method, *SHORT, *small]) == 0
     (row,) = lines(out, "iteration")
     assert row["grad_norm"] > 0
+    learns = METHODS[method].__module__.startswith("girsanov.methods.preference")
+    assert all(("recovered" in row) == learns for row in lines(out, "evaluation"))
 
 
 BAD_REWARDS = {
