@@ -78,7 +78,7 @@ class Denoiser(nn.Module):
         owner = copy.copy(self.predict.__self__)  # type: ignore[attr-defined]
         owner.network = network
         owner.net = Denoiser(network, owner.predict)
-        return owner.net  # type: ignore[no-any-return]
+        return owner.net
 
 
 class Adapter(ABC):
