@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from girsanov.distributed import is_split
 from girsanov.errors import GirsanovError
 from girsanov.meters import Meter
 from girsanov.methods.base import Method, Turn
 from girsanov.micro_batches import halved, largest, retried, smaller_lots
 from girsanov.types import Batch, Prompts
-from girsanov.weights import Swapped
 
 if TYPE_CHECKING:
     from girsanov.train import Run
@@ -102,7 +102,7 @@ def fitted(
     run: "Run", attempt: Callable[[S], T], first: S, shrink: Callable[[S], S], undo: Callable[[], None] = lambda: None
 ) -> tuple[T, S]:
     """``retried``; once where the network is split over processes. Raises GirsanovError where nothing fits."""
-    if isinstance(run.policy.weights, Swapped):
+    if not any(is_split(p) for p in run.policy.net.parameters()):
         return retried(attempt, first, shrink, undo)
     try:
         return attempt(first), first
