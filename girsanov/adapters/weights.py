@@ -133,7 +133,11 @@ def save_component(adapter: Adapter, named: Mapping[str, Tensor], folder: Path) 
         torch.save(state, folder / "weights.pt")
         return f"network.load_state_dict(torch.load({str(folder / 'weights.pt')!r}))"
     state = {k: v.detach().cpu() for k, v in adapter.network.state_dict().items()} | dict(named)
-    adapter.network.save_pretrained(str(folder), state_dict=state)
+    adapter.network.state_dict = lambda: state  # diffusers takes no other weights than those the network names
+    try:
+        adapter.network.save_pretrained(str(folder))
+    finally:
+        del adapter.network.state_dict
     name = type(adapter.network).__name__
     return f"pipe.{adapter.component} = diffusers.{name}.from_pretrained({str(folder)!r})"
 

@@ -318,3 +318,13 @@ def test_adapters_without_a_layer_to_go_to_are_refused() -> None:
     with pytest.raises(GirsanovError) as error:
         add_lora(net, targets=["to_q"])
     assert str(error.value) == "no linear layer is called to_q: there are 0"
+
+
+def test_gradients_of_an_earlier_training_are_no_part_of_a_run() -> None:
+    """A network that has just been pretrained holds its last gradient."""
+    policy = tiny_run().policy
+    for p in policy.parameters():
+        p.grad = torch.ones_like(p)
+    run = tiny_run()
+    again = Run(policy, run.method, run.config, run.prompts)
+    assert iterate(again)["grad_norm"] == iterate(run)["grad_norm"]
