@@ -1,4 +1,4 @@
-"""The papers behind the methods and samplers; ``girsanov cite NAME`` prints their BibTeX.
+"""The papers behind the methods, samplers and rewards; ``girsanov cite NAME`` prints their BibTeX.
 
 The entries are in ``references.bib``, one paragraph each. Years and numbers are those of the first arXiv version. Where
 title or authors were not at hand, the entry's note says so.
@@ -133,8 +133,21 @@ CITATIONS: dict[str, tuple[str, ...]] = {
     "precise": ("zou2026precise",),
     "memoryless-flow": ("domingo2024adjoint",),
     "mixed": ("li2025mixgrpo",),
+    # rewards
+    "compressible": ("black2023ddpo",),
+    "incompressible": ("black2023ddpo",),
+    "aesthetic": ("schuhmann2022laion", "black2023ddpo"),
+    "clip-score": ("hessel2021clipscore",),
+    "pick-score": ("kirstain2023pickapic",),
+    "hpsv2": ("wu2023hpsv2",),
+    "hpsv3": ("ma2025hpsv3",),
+    "image-reward": ("xu2023imagereward",),
+    "laion-aesthetic": ("schuhmann2022laion",),
+    "vlm-judge": ("zheng2023judge",),
+    "ocr": ("liu2025flowgrpo",),
+    "objects": ("ghosh2023geneval",),
 }
-"""The papers of every method, sampler and loss, by their names in the dicts and their keys in the file."""
+"""The papers of every method, sampler, loss and reward, by their names in the dicts and their keys in the file."""
 
 
 @functools.cache
@@ -146,9 +159,9 @@ def references() -> dict[str, str]:
 
 
 def cite(name: str) -> str:
-    """The BibTeX entries of a method or sampler. Raises GirsanovError on an unknown name."""
+    """The BibTeX entries of a method, sampler, loss or reward. Raises GirsanovError on an unknown name."""
     if name not in CITATIONS:
         near = difflib.get_close_matches(name, CITATIONS, n=1)
         hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(CITATIONS)}"
-        raise GirsanovError(f"no method or sampler is called {name!r}: {hint}")
+        raise GirsanovError(f"no method, sampler or reward is called {name!r}: {hint}")
     return "\n\n".join(references()[key] for key in CITATIONS[name])

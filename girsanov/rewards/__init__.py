@@ -14,6 +14,8 @@ from girsanov.rewards.function import FunctionReward as FunctionReward
 from girsanov.rewards.function import as_reward as as_reward
 from girsanov.rewards.function import load_object as load_object
 from girsanov.rewards.hps import HPSv2 as HPSv2
+from girsanov.rewards.hpsv3 import HPSv3 as HPSv3
+from girsanov.rewards.image_reward import ImageReward as ImageReward
 from girsanov.rewards.jpeg import Compressible as Compressible
 from girsanov.rewards.jpeg import Incompressible as Incompressible
 from girsanov.rewards.laion import LAIONAesthetic as LAIONAesthetic
@@ -41,6 +43,8 @@ REWARDS: dict[str, type[Reward]] = {
     "clip-score": CLIPScore,
     "pick-score": PickScore,
     "hpsv2": HPSv2,
+    "hpsv3": HPSv3,
+    "image-reward": ImageReward,
     "laion-aesthetic": LAIONAesthetic,
     "vlm-judge": VLMReward,
     "ocr": OCRAccuracy,

@@ -106,12 +106,17 @@ def read_tensors(place: str) -> dict[str, Tensor]:
 
 
 def fill(module: nn.Module, tensors: Mapping[str, Tensor], place: str) -> nn.Module:
-    """The module with these weights, frozen. Raises GirsanovError with the first names and shapes that do not fit."""
+    """The module with these weights, frozen. Raises GirsanovError with the first name or shape that does not fit."""
+    module.load_state_dict(fitting(module, tensors, place))
+    return frozen(module)
+
+
+def fitting(module: nn.Module, tensors: Mapping[str, Tensor], place: str) -> dict[str, Tensor]:
+    """The tensors, if they are the module's. Raises GirsanovError with the first name or shape that does not fit."""
     own = module.state_dict()
     lacking = sorted(set(own) - set(tensors))
     wrong = [f"{k} {list(v.shape)}" for k, v in tensors.items() if k not in own or own[k].shape != v.shape]
     if lacking or wrong:
         what = f"lacks {lacking[0]}" if lacking else f"has {wrong[0]}, which does not fit"
         raise GirsanovError(f"{place} {what}: these weights belong to another model")
-    module.load_state_dict(dict(tensors))
-    return frozen(module)
+    return dict(tensors)

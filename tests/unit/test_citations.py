@@ -13,10 +13,14 @@ from girsanov.errors import GirsanovError
 from girsanov.language.named import LANGUAGE_METHODS
 from girsanov.methods import METHODS
 from girsanov.preferences import LOSSES
+from girsanov.rewards import REWARDS
 from girsanov.samplers import SAMPLERS
 from girsanov.sequences import SEQUENCE_RL
 
-LISTED = {**METHODS, **SAMPLERS, **AGENTS}
+OURS = {"bold", "thin", "ink", "symmetric", "slanted"}  # rewards that are nobody's paper
+MADE_OF_OTHERS = {"trained", "sum", "pooled", "remote"}
+PUBLISHED_REWARDS = {name: reward for name, reward in REWARDS.items() if name not in OURS | MADE_OF_OTHERS}
+LISTED = {**METHODS, **SAMPLERS, **AGENTS, **PUBLISHED_REWARDS}
 
 
 def test_every_listed_name_is_cited_and_every_paper_is_somebodys() -> None:
@@ -43,6 +47,20 @@ def test_papers_of_losses_are_those_of_the_survey_page(name: str) -> None:
     assert any(number[1] in row for row in rows) or name in ("sft", "best-of-n")
 
 
+@pytest.mark.parametrize("name", REWARDS)
+def test_every_reward_is_on_its_page(name: str) -> None:
+    """One that reads published weights has a row with its unit, whether it has a gradient, and a licence."""
+    page = (Path(__file__).parents[2] / "docs" / "rewards.md").read_text(encoding="utf-8")
+    assert any(form in page for form in (f"`{name}`", f"kind: {name}", f"kind={name}"))
+    rows = [row for row in page.splitlines() if row.startswith(f"| `{name}` | ") and row.count(" | ") == 3]
+    needs = inspect.signature(REWARDS[name]).parameters.keys() & {"weights", "model", "engine", "detector"}
+    if needs and name in PUBLISHED_REWARDS:
+        assert len(rows) == 1
+        gradient, licence = [cell.strip() for cell in rows[0].strip("| ").split(" | ")][2:]
+        assert gradient == ("yes" if REWARDS[name].differentiable is True else "no")
+        assert re.search(r"MIT|Apache-2.0|BSD|those of (the model|your)", licence)
+
+
 @pytest.mark.parametrize("name", CITATIONS)
 def test_entries_are_bibtex(name: str) -> None:
     """Balanced braces, one entry a paper, all fields, and authors as ``Last, First and Last, First`` or ``{body}``."""
@@ -62,7 +80,7 @@ def test_entries_are_bibtex(name: str) -> None:
 
 
 def test_an_unknown_name_gets_the_nearest_one() -> None:
-    with pytest.raises(GirsanovError, match="no method or sampler is called 'odeam': did you mean ode-am?"):
+    with pytest.raises(GirsanovError, match="no method, sampler or reward is called 'odeam': did you mean ode-am?"):
         cite("odeam")
     with pytest.raises(GirsanovError, match="choose one of am, ode-am"):
         cite("xyz")

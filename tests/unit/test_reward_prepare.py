@@ -26,6 +26,8 @@ MISSING = {
     "clip-score": ({"model": GONE}, f"{GONE} cannot be loaded as a CLIPModel"),
     "pick-score": ({"model": GONE, "processor": None}, f"{GONE} cannot be loaded as a CLIPModel"),
     "hpsv2": ({"weights": f"{GONE}/w.pt", "base": GONE}, f"{GONE} cannot be loaded as a CLIPConfig"),
+    "hpsv3": ({"weights": f"{GONE}/w.pt", "base": GONE, "question": GONE}, "the question of hpsv3 cannot be read"),
+    "image-reward": ({"weights": f"{GONE}/w.pt", "tokenizer": GONE}, f"there is no file {GONE}/w.pt"),
     "laion-aesthetic": ({"head": f"{GONE}/h.pth", "model": GONE}, f"there is no file {GONE}/h.pth"),
     "aesthetic": ({"features": "torch:relu", "head": f"{GONE}/h.st"}, f"there is no file {GONE}/h.st"),
     "trained": ({"path": GONE}, f"there is no saved model in {GONE}"),
@@ -43,7 +45,7 @@ def closed(monkeypatch):
         pytest.fail(f"opened {args}")
 
     for place in ("pretrained", "read_tensors", "weights_file", "transformers"):
-        for module in ("clip", "hps", "laion", "pretrained"):
+        for module in ("clip", "hps", "hpsv3", "image_reward", "laion", "pretrained"):
             monkeypatch.setattr(f"girsanov.rewards.{module}.{place}", refuse, raising=False)
     monkeypatch.setattr("girsanov.rewards.aesthetic.load_head", refuse)
     monkeypatch.setattr("girsanov.reward_models.model.read_settings", refuse)

@@ -11,7 +11,7 @@ from girsanov.rewards import REWARDS, Bold, FunctionReward, Reward, load_reward
 from girsanov.rewards.strokes import blur
 from girsanov.types import Cond, Prompts
 
-WITH_WEIGHTS = ("clip-score", "pick-score", "hpsv2", "laion-aesthetic")  # the same laws on them: test_reward_clip.py
+WITH_WEIGHTS = ("clip-score", "pick-score", "hpsv2", "hpsv3", "image-reward", "laion-aesthetic")  # elsewhere
 DIFFERENTIABLE = [n for n, reward in REWARDS.items() if reward.differentiable is True and n not in WITH_WEIGHTS]
 
 
@@ -190,7 +190,8 @@ def test_rewards_are_found_by_name_or_in_a_file(tmp_path: Path) -> None:
         (
             "bould",
             "unknown reward 'bould': did you mean 'bold'? choose bold, thin, ink, symmetric, slanted, "
-            "compressible, incompressible, aesthetic, clip-score, pick-score, hpsv2, laion-aesthetic, vlm-judge, ocr, "
+            "compressible, incompressible, aesthetic, clip-score, pick-score, hpsv2, hpsv3, "
+            "image-reward, laion-aesthetic, vlm-judge, ocr, "
             "objects, trained, sum, pooled, remote, or your own as my_file.py:fn",
         ),
         ("{}/mine.py", "'{}/mine.py' does not name an object in a file: write it as my_file.py:name"),
