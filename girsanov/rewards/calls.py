@@ -19,10 +19,10 @@ class Failed(Exception):
 
 
 class Call(Protocol):
-    """``call(x [n, *D] on the host, prompts) -> scores [n]``."""
+    """``call(x [n, *D], prompts) -> scores [n] on the host``."""
 
-    def prepare(self) -> None:
-        """Loads what the first call would load."""
+    def prepare(self, device: torch.device | str = "cpu") -> None:
+        """Loads what the first call would load, for samples on ``device``."""
         ...
 
     def __call__(self, x: Tensor, prompts: Prompts) -> Tensor:
@@ -37,7 +37,7 @@ class FunctionCall:
     fn: Callable[[Tensor, list[Any]], Any]
     name: str
 
-    def prepare(self) -> None:
+    def prepare(self, device: torch.device | str = "cpu") -> None:
         """Nothing: a function loads what it needs when it is imported or called."""
 
     def __call__(self, x: Tensor, prompts: Prompts) -> Tensor:
@@ -50,9 +50,9 @@ class RewardCall:
 
     reward: Reward
 
-    def prepare(self) -> None:
-        """The reward's weights, on the host, as its samples are."""
-        self.reward.prepare("cpu")
+    def prepare(self, device: torch.device | str = "cpu") -> None:
+        """The reward's weights, where its samples are."""
+        self.reward.prepare(device)
 
     def __call__(self, x: Tensor, prompts: Prompts) -> Tensor:
         return host(as_scores(self.reward(x, prompts), len(x), self.reward.name))

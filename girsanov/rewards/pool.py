@@ -28,9 +28,13 @@ from girsanov.rewards.failures import Fallback as Fallback
 from girsanov.rewards.failures import OnFailure as OnFailure
 from girsanov.rewards.failures import Raise as Raise
 from girsanov.rewards.function import as_reward, load_object
+from girsanov.rewards.ray_workers import RayActors
 from girsanov.rewards.scores import not_finite
-from girsanov.rewards.workers import Threads, Worker, Workers
+from girsanov.rewards.workers import Processes, Threads, Worker, Workers
 from girsanov.types import Cond, Prompts
+
+WORKERS: dict[str, type[Workers]] = {"threads": Threads, "processes": Processes, "ray": RayActors}
+"""Every kind of workers by name."""
 
 log = logging.getLogger("girsanov")
 
@@ -41,7 +45,7 @@ class PooledReward(Reward):
     Args:
         reward: a Reward, a function ``fn(images, metadata) -> scores``, or ``"my_file.py:fn"``. It is given samples on
             the host.
-        workers: ``Threads(count)`` or ``Processes(count)``.
+        workers: ``Threads(count)``, ``Processes(count)`` or ``RayActors(count, gpus=...)``.
         timeout: seconds a call may take; None waits for ever.
         retries: how often a failed call is made again before it counts as failed.
         on_failure: ``Raise()``, ``Drop()`` or ``Fallback(score)``.

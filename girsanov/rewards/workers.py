@@ -103,10 +103,6 @@ class Processes(Workers):
         return ProcessWorker(call, self.threads)
 
 
-WORKERS: dict[str, type[Workers]] = {"threads": Threads, "processes": Processes}
-"""Every kind of workers by name."""
-
-
 class ThreadWorker:
     """Calls in a fresh daemon thread, which never keeps the interpreter from ending."""
 

@@ -87,6 +87,25 @@ def test_several_requests_in_the_background():
         torch.testing.assert_close(pooled(images(9), ask(9)), SUMS(images(9), ask(9)))
 
 
+def test_two_clients_at_once_get_the_scores_of_their_own_samples():
+    """Twenty requests each, of another number of samples every time."""
+    wrong = []
+
+    def ask_often(sign, url):
+        for n in range(1, 21):
+            x = sign * images(n)
+            if not torch.equal(RemoteReward(url)(x, ask(n)), SUMS(x, ask(n))):
+                wrong.append((sign, n))
+
+    with RewardServer(SUMS) as server:
+        clients = [threading.Thread(target=ask_often, args=(sign, server.url)) for sign in (1, -1)]
+        for client in clients:
+            client.start()
+        for client in clients:
+            client.join(60)
+    assert wrong == []
+
+
 def test_a_score_that_is_not_finite_comes_as_nan():
     bad = FunctionReward(lambda x, meta: [float("inf"), 1.0], "bad", differentiable=False)
     with RewardServer(bad) as server:
