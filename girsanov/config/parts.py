@@ -38,6 +38,7 @@ MISSING = dataclasses.MISSING
 
 WRAPPERS = {
     "Reward": "girsanov.rewards.function:as_reward",
+    "Detector": "girsanov.rewards.detected:as_detector",
     "TextReward": "girsanov.language.rewards:as_text_reward",
 }
 """Families that a plain function of the user can be wrapped into a member of."""
@@ -251,9 +252,9 @@ def construct(annotation: Any, data: Any, context: Sequence[object] = ()) -> Any
     if how == "part":
         return Part(data["kind"], {k: v for k, v in data.items() if k != "kind"})
     if how == "family":
-        return call(
-            member(family_of(what) or what, data["kind"]), {k: v for k, v in data.items() if k != "kind"}, context
-        )
+        kind, options = (data, {}) if isinstance(data, str) else (data["kind"], data)
+        options = {k: v for k, v in options.items() if k != "kind"}
+        return call(member(family_of(what) or what, kind), options, context)
     if how == "fields":
         return call(what, data, context)
     if how == "list":

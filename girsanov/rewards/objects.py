@@ -1,7 +1,7 @@
 r"""Object rules in the manner of GenEval: the objects that the prompt asks for, as many, so coloured, so placed.
 
-A detector, which you give, names the objects of each image; the rules of a prompt (its metadata, as GenEval's files
-have it) are checked on their boxes:
+A detector (``detectors.py``, or yours) names the objects of each image; the rules of a prompt (its metadata, as
+GenEval's files have it) are checked on their boxes:
 
 - ``include: [{"class": "dog", "count": 2, "color": "red", "position": ["left of", 0]}]``: at least ``count`` of them;
   each of the ``count`` surest ones has the colour; each lies so from every object of the include rule with that number.
@@ -18,8 +18,7 @@ Reference: Ghosh et al. 2023, arXiv:2310.11513.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -27,31 +26,12 @@ from torch import Tensor
 
 from girsanov.errors import GirsanovError
 from girsanov.rewards.base import Reward
+from girsanov.rewards.detected import Detected as Detected
+from girsanov.rewards.detected import Detector, as_detector
 from girsanov.types import Prompts
 
 MARGIN = 0.1
 RELATIONS = ("left of", "right of", "above", "below")
-
-
-@dataclass(frozen=True)
-class Detected:
-    """An object in an image.
-
-    Attributes:
-        label: its class.
-        box: left, top, right, bottom, in pixels.
-        score: how sure the detector is, in [0, 1].
-        color: its colour, where the detector (or what runs after it) says one.
-    """
-
-    label: str
-    box: tuple[float, float, float, float]
-    score: float = 1.0
-    color: str | None = None
-
-
-Detector = Callable[[Tensor, Sequence[Mapping[str, Any]]], Sequence[Sequence[Detected]]]
-"""``detect(images [B, C, H, W] in [-1, 1], rules of each) -> the objects of each``."""
 
 
 def relations(a: Detected, b: Detected) -> set[str]:
@@ -125,15 +105,23 @@ class ObjectRules(Reward):
     """Rules on a detector's objects.
 
     Args:
-        detector: finds the objects, with their colours where rules ask for them.
-        threshold: objects that it is less sure of do not count (GenEval: 0.3, for counting 0.9).
+        detector: finds the objects, with their colours where rules ask for them; or a function of yours.
+        threshold: objects that it is less sure of do not count.
+        counting: the threshold for prompts whose metadata say ``"tag": "counting"``.
         partial: the share of rules that hold, instead of 1 or 0.
     """
 
     name = "objects"
 
-    def __init__(self, detector: Detector, threshold: float = 0.3, partial: bool = False) -> None:
-        self.detector, self.threshold, self.partial = detector, threshold, partial
+    def __init__(
+        self, detector: Detector, threshold: float = 0.3, partial: bool = False, counting: float = 0.9
+    ) -> None:
+        self.detector, self.threshold, self.partial = as_detector(detector), threshold, partial
+        self.counting = counting
+
+    def prepare(self, device: torch.device | str = "cpu") -> None:
+        """What the detector loads. Raises GirsanovError if it is missing."""
+        self.detector.prepare(device)
 
     def __call__(self, x: Tensor, prompts: Prompts) -> Tensor:
         """Scores [B] in [0, 1]. Raises GirsanovError if a prompt has no rules."""
@@ -146,6 +134,7 @@ class ObjectRules(Reward):
             raise GirsanovError(f"the detector of {self.name!r} gave {len(found)} lists of objects for {len(x)} images")
         scores = []
         for objects, own in zip(found, rules, strict=True):
-            held = check([o for o in objects if o.score >= self.threshold], own, self.name)
+            least = self.counting if own.get("tag") == "counting" else self.threshold
+            held = check([o for o in objects if o.score >= least], own, self.name)
             scores.append(sum(held) / len(held) if self.partial else float(all(held)))
         return torch.tensor(scores, dtype=x.dtype, device=x.device)

@@ -50,6 +50,17 @@ def pretrained(kind: str, name: str, **options: Any) -> Any:
     return frozen(found) if isinstance(found, nn.Module) else found
 
 
+def settings_of(name: str) -> dict[str, Any]:
+    """The settings of the image processor of a folder or of a name on the hub. Raises GirsanovError if it has none."""
+    reader = importlib.import_module("transformers.image_processing_utils").BaseImageProcessor
+    try:
+        return dict(reader.get_image_processor_dict(str(Path(name).expanduser()))[0])
+    except (OSError, ValueError) as error:
+        raise GirsanovError(
+            f"{name} does not say how it wants its images ({told(error)}): it needs a preprocessor_config.json"
+        ) from error
+
+
 def frozen(module: nn.Module) -> nn.Module:
     """The module without dropout and without gradients of its weights."""
     return module.eval().requires_grad_(False)

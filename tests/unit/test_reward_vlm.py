@@ -3,6 +3,7 @@
 import base64
 import io
 import math
+import threading
 
 import numpy as np
 import pytest
@@ -81,6 +82,17 @@ def test_every_image_is_asked_about_with_its_prompt_and_order_is_kept(served, mo
     _, headers, body = server.requests[0]
     assert headers["Authorization"] == "Bearer open sesame" and body["model"] == "small" and not reward.differentiable
     assert "from 1 to 10" in shown(body)[0]
+
+
+def test_several_requests_are_under_way_at_once(served) -> None:
+    """The server answers none before three have come: one after the other they would wait until the barrier breaks."""
+    together = threading.Barrier(3, timeout=10)
+
+    def rate(body, count):
+        together.wait()
+        return said("[[5]]")
+
+    assert VLMReward(served(rate).url, "m", workers=3, retries=0)(images(6), ask(["a"] * 6)).tolist() == [5.0] * 6
 
 
 def test_a_soft_rating_is_the_mean_digit(served) -> None:
