@@ -41,7 +41,7 @@ METHODS_HERE: dict[str, dict[str, Any]] = {
 }
 """A member of every family, and its settings."""
 KINDS = ("lora", "full")
-FEW = ("lora/ode-am", "lora/draft", "lora/clipped-pg", "full/am", "full/draft", "full/nft", "full/diffusion-dpo")
+FEW = ("lora/ode-am", "lora/clipped-pg", "full/am", "full/nft")
 """What the default tests run; the rest is marked slow."""
 ALL = tuple(f"{kind}/{name}" for kind in KINDS for name in METHODS_HERE)
 TWICE = {"clipped-pg": {"epochs": 2, "micro_batch": 2, "lr": 1e-5}, "diffusion-dpo": {"micro_batch": 2}}

@@ -107,7 +107,9 @@ def pulls(method: Method, problem: GaussianProblem, strength: float, n: int) -> 
     values = torch.stack(found[4:]).detach()
     spread = values.std(0) / len(values) ** 0.5
     used = spread > 1e-12
-    way = torch.cat([(p - q).flatten() for p, q in zip(tuned.parameters(), tuned.weights.reference.values(), strict=True)])
+    way = torch.cat(
+        [(p - q).flatten() for p, q in zip(tuned.parameters(), tuned.weights.reference.values(), strict=True)]
+    )
     along = values @ way.detach()
     return (
         float((values.mean(0)[used] / spread[used]).abs().max()),
