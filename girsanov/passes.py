@@ -13,11 +13,13 @@ al. 2022, arXiv:2204.02311, Appendix B). The gradient in the activations is char
 train.
 
 The network is watched through its hooks, so views, guidance and micro-batches are counted as they happen. The counting
-itself watches one ordinary pass a shape; no pass is made for it.
+itself watches one ordinary pass a shape; no pass is made for it. That pass runs without ``torch.compile``, which would
+give a network up for good when it meets a counter at its first call.
 """
 
 import dataclasses
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -53,6 +55,14 @@ class Counting(TorchDispatchMode):
         return out
 
 
+@contextmanager
+def counting() -> Iterator[Counting]:
+    """Counts what runs inside, and runs what is compiled as it was written."""
+    stance = getattr(torch.compiler, "set_stance", None)  # of torch 2.6
+    with nullcontext() if stance is None else stance("force_eager"), Counting() as counter:
+        yield counter
+
+
 class Passes:
     """Books the FLOPs of a network's passes on the clock of the iteration.
 
@@ -62,7 +72,7 @@ class Passes:
 
     def __init__(self, net: nn.Module) -> None:
         self.forward: dict[Hashable, int] = {}
-        self.counting: list[tuple[Hashable, Counting]] = []
+        self.counting: list[tuple[Hashable, Counting, ExitStack]] = []
         self.handles = [
             net.register_forward_pre_hook(self._before, with_kwargs=True),
             net.register_forward_hook(self._after, with_kwargs=True, always_call=True),
@@ -77,18 +87,17 @@ class Passes:
     def _before(self, net: nn.Module, args: Any, kwargs: Any) -> None:
         key = signature((args, kwargs))
         if current() is not None and key not in self.forward and not self.counting and not recomputing():
-            mode = Counting()
-            mode.__enter__()
-            self.counting.append((key, mode))
+            stack = ExitStack()
+            self.counting.append((key, stack.enter_context(counting()), stack))
 
     @torch.compiler.disable
     def _after(self, net: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         key, clock = signature((args, kwargs)), current()
         if self.counting and self.counting[-1][0] == key:
-            _, mode = self.counting.pop()
-            mode.__exit__(None, None, None)
+            _, counter, stack = self.counting.pop()
+            stack.close()
             if output is not None:
-                self.forward[key] = mode.flops
+                self.forward[key] = counter.flops
         if clock is None or recomputing() or key not in self.forward:
             return
         flops = float(self.forward[key])

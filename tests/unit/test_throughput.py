@@ -39,6 +39,17 @@ class Doubled(nn.Linear):
         return super().forward(x)
 
 
+class Outer(nn.Module):
+    """Calls a compiled network, as a pipeline's denoiser does."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x)
+
+
 def counted(use, net: nn.Module) -> float:
     """FLOPs of what ``use`` does with the network, all in the phase "loss"."""
     passes, clock = Passes(net), Clock.start()
@@ -80,6 +91,24 @@ def test_views_recomputed_passes_and_shares_of_the_weights_count_as_they_cost() 
 def test_attention_and_convolutions_are_counted() -> None:
     net = nn.Conv2d(2, 4, 3, padding=1, bias=False)
     assert counted(lambda f: f(torch.randn(5, 2, 8, 8)), net) == 2 * 5 * 8 * 8 * 4 * 2 * 9
+
+
+def test_a_compiled_network_is_counted_and_stays_compiled() -> None:
+    """The counted pass runs as written; the next one is compiled, once."""
+    torch.compiler.reset()
+    graphs = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list) -> object:
+        graphs.append(graph)
+        return graph.forward
+
+    net = Doubled(N, K, bias=False)
+    net.compile(backend=backend)
+    outer = Outer(net)
+    x = torch.randn(M, N)
+    assert counted(lambda f: [f(x).sum().backward() for _ in range(3)], outer) == 9 * F
+    assert len(graphs) == 1
+    torch.compiler.reset()
 
 
 def test_an_operation_that_fails_leaves_the_counting_in_order() -> None:
