@@ -47,8 +47,8 @@ class Entry:
 
     def speed(self, key: str) -> str:
         """One of them as text."""
-        value, (_, form, factor, _) = self.speeds()[key], SPEEDS[key]
-        return "–" if value is None else form.format(factor * value)
+        value = self.speeds()[key]
+        return "–" if value is None else SPEEDS[key][1](value)
 
     def text(self, key: str, which: str = "after") -> str:
         """The mean over seeds with its 95 % interval (Student's t), or one run's value with its own interval.

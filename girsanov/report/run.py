@@ -1,6 +1,7 @@
 """The report of a run: one HTML file that needs nothing else, made from the run folder alone."""
 
 import base64
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -174,22 +175,40 @@ def plot(title: str, lines: list[Line], percent: bool = False, x_label: str = "i
     return Chart(title, Markup(chart(lines, title, x_label, percent)), Markup(legend(lines)))  # noqa: S704 (escaped)
 
 
-SPEEDS: dict[str, tuple[str, str, float, str]] = {
-    "samples": ("samples a second", "{:.3g}", 1, "over all processes and whole iterations"),
-    "mfu": ("MFU", "{:.1f} %", 100, "of what the device could have done, in the network's own passes"),
-    "mfu_loss": ("MFU of the training passes", "{:.1f} %", 100, "forward and backward passes of the loss alone"),
-    "peak_mb": ("peak memory", "{:.0f} MiB", 1, "allocated on a GPU, resident in the process elsewhere"),
-    "reward_work": ("reward at work", "{:.3g} s an iteration", 1, "waited for or not; the phase above is the waiting"),
+def plain(value: float) -> str:
+    """Three digits, or all before the point."""
+    return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
+
+
+def percent(value: float) -> str:
+    """A share in percent."""
+    return f"{100 * value:.1f} %"
+
+
+SPEEDS: dict[str, tuple[str, Callable[[float], str], str]] = {
+    "samples": ("samples a second", plain, "over all processes and whole iterations"),
+    "mfu": ("MFU", percent, "of what the device could have done, in the network's own passes"),
+    "mfu_loss": ("MFU of the training passes", percent, "forward and backward passes of the loss alone"),
+    "peak_mb": (
+        "peak memory",
+        lambda value: f"{value:.0f} MiB",
+        "allocated on a GPU, resident in the process elsewhere",
+    ),
+    "reward_work": (
+        "reward at work",
+        lambda value: f"{plain(value)} s an iteration",
+        "waited for or not; the phase above is the waiting",
+    ),
 }
-"""What is measured of a run's speed: name, how it is written, factor, what it means."""
+"""What is measured of a run's speed: name, how it is written, what it means."""
 
 
 def speeds(run: RunData) -> list[dict[str, str]]:
     """The run's speed: the median iteration, and the peak of the memory."""
     found = run.speeds()
     return [
-        {"name": name, "value": form.format(factor * found[key]), "meaning": meaning}
-        for key, (name, form, factor, meaning) in SPEEDS.items()
+        {"name": name, "value": written(found[key]), "meaning": meaning}
+        for key, (name, written, meaning) in SPEEDS.items()
         if key in found
     ]
 
