@@ -19,7 +19,7 @@ from torch import Tensor
 from girsanov.rewards.base import Reward
 from girsanov.rewards.once import Once
 from girsanov.rewards.pixels import Fit, pixels, texts
-from girsanov.rewards.pretrained import pretrained
+from girsanov.rewards.pretrained import check_vocabulary, pretrained
 from girsanov.types import Prompts
 
 
@@ -40,7 +40,10 @@ class Towers:
     @classmethod
     def load(cls, model: str, processor: str | None = None) -> "Towers":
         """From a folder or a name; the tokenizer from another one where that is given."""
-        return cls(pretrained("CLIPModel", model), pretrained("CLIPTokenizer", processor or model))
+        towers, place = pretrained("CLIPModel", model), processor or model
+        tokenizer = pretrained("CLIPTokenizer", place)
+        check_vocabulary(tokenizer, int(towers.config.text_config.vocab_size), place)
+        return cls(towers, tokenizer)
 
     def to(self, device: torch.device | str) -> None:
         """Moves them."""

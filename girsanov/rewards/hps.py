@@ -17,7 +17,7 @@ from girsanov.rewards.clip import Towers
 from girsanov.rewards.once import Once
 from girsanov.rewards.open_clip import from_open_clip
 from girsanov.rewards.pixels import texts
-from girsanov.rewards.pretrained import fill, pretrained, read_tensors, transformers
+from girsanov.rewards.pretrained import check_vocabulary, fill, pretrained, read_tensors, transformers
 from girsanov.types import Prompts
 
 
@@ -25,7 +25,9 @@ def load(weights: str, base: str) -> Towers:
     """The towers with the weights of a checkpoint. Raises GirsanovError if there are none, or they are another's."""
     model = transformers().CLIPModel(pretrained("CLIPConfig", base))
     fill(model, from_open_clip(read_tensors(weights)), weights)
-    return Towers(model, pretrained("CLIPTokenizer", base), fit="pad")
+    tokenizer = pretrained("CLIPTokenizer", base)
+    check_vocabulary(tokenizer, int(model.config.text_config.vocab_size), base)
+    return Towers(model, tokenizer, fit="pad")
 
 
 class HPSv2(Reward):

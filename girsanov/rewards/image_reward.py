@@ -19,7 +19,7 @@ from girsanov.rewards.base import Reward
 from girsanov.rewards.blip import Blip, blip_of
 from girsanov.rewards.once import Once
 from girsanov.rewards.pixels import pixels, texts
-from girsanov.rewards.pretrained import pretrained, read_tensors
+from girsanov.rewards.pretrained import check_vocabulary, pretrained, read_tensors
 from girsanov.types import Prompts
 
 MEAN, STD = 0.16717362830052426, 1.0333394966054072
@@ -52,7 +52,9 @@ def load(weights: str, tokenizer: str) -> Judge:
     held = read_tensors(weights)
     blip = blip_of({k.removeprefix("blip."): v for k, v in held.items() if k.startswith("blip.")}, weights)
     head = head_of({k: v for k, v in held.items() if k.startswith("mlp.")}, weights)
-    return Judge(blip, head, pretrained("BertTokenizer", tokenizer))
+    words = pretrained("BertTokenizer", tokenizer)
+    check_vocabulary(words, int(blip.text.config.vocab_size), tokenizer)
+    return Judge(blip, head, words)
 
 
 class ImageReward(Reward):

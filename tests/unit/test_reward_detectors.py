@@ -1,6 +1,7 @@
 """Detectors of transformers, tiny, of the real classes, from a folder; what they find against their formulas."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from girsanov.rewards import ObjectRules, Reward
 from girsanov.rewards.colors import COLORS, Colors, cut
 from girsanov.rewards.detected import Detected
 from girsanov.rewards.detectors import DETECTORS, Boxes, Masks, Sight, masked
+from girsanov.rewards.zero_shot import Words, shared
 from girsanov.types import Cond, Prompts
 from tests.clip_models import save_clip
 from tests.pipelines import shaken
@@ -59,6 +61,26 @@ def mask2former():
     return Mask2FormerForUniversalSegmentation(Mask2FormerConfig(backbone_config=backbone, id2label=LABELS, **sizes))
 
 
+def owlv2():
+    from transformers import Owlv2Config, Owlv2ForObjectDetection
+
+    layers = {"num_hidden_layers": 1, "num_attention_heads": 2, "hidden_size": 16, "intermediate_size": 24}
+    text = {"vocab_size": 400, "max_position_embeddings": 16, **layers}
+    vision = {"image_size": 32, "patch_size": 8, **layers}
+    return Owlv2ForObjectDetection(Owlv2Config(text_config=text, vision_config=vision, projection_dim=16))
+
+
+def words_tokenizer():
+    """CLIP's, with the special tokens at the end of the vocabulary as in the published one: 0 marks what is no text."""
+    from transformers import CLIPTokenizer
+
+    words = ["!", *(f"{w}</w>" for w in ("a", "photo", "of", "dog", "couch", "cat")), "<|startoftext|>"]
+    letters = sorted({c for w in ("photo", "dog", "couch", "cat", "of") for c in w})
+    every = list(dict.fromkeys([*words[:-1], *letters, *(f"{c}</w>" for c in letters), "<|startoftext|>"]))
+    vocabulary = {w: i for i, w in enumerate([*every, "<|endoftext|>"])}
+    return CLIPTokenizer(vocab=vocabulary, merges=[], pad_token="!")
+
+
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     """Boxes (with a longest side, standardised), masks (a fixed size, not standardised) and a CLIP."""
@@ -66,13 +88,15 @@ def folders(tmp_path_factory):
     settings = {
         "boxes": {"size": {"shortest_edge": 64, "longest_edge": 80}, "image_mean": [0.5] * 3, "image_std": [0.2] * 3},
         "masks": {"size": {"height": 64, "width": 64}, "do_normalize": False},
+        "words": {"size": {"height": 32, "width": 32}, "image_mean": [0.4] * 3, "image_std": [0.3] * 3},
     }
-    for name, build in (("boxes", detr), ("masks", mask2former)):
+    for name, build in (("boxes", detr), ("masks", mask2former), ("words", owlv2)):
         torch.manual_seed(4)
         folder = tmp_path_factory.mktemp(name)
         shaken(build(), 0.1).save_pretrained(folder)
         (folder / "preprocessor_config.json").write_text(json.dumps(settings[name]))
         found[name] = str(folder)
+    words_tokenizer().save_pretrained(found["words"])
     found["clip"] = str(save_clip(tmp_path_factory.mktemp("clip")))
     return found
 
@@ -115,6 +139,41 @@ def test_masks_are_those_of_the_network(folders) -> None:
     (found,) = detector(x, [{}])
     assert {round(o.score, 5): (o.box, o.label) for o in found} == expected and len(expected) > 1
     assert found == sorted(found, key=lambda o: -o.score)
+
+
+def test_words_are_looked_for_in_a_padded_square(folders) -> None:
+    """The network itself on each image alone, black below it; texts of its own rules and nothing of its neighbours."""
+    x = images(2, 24, 32)
+    detector = Words(folders["words"], overlap=1.0)
+    rules = [{"include": [{"class": "dog", "count": 1}]}, {"include": [{"class": "couch", "count": 1}]}]
+    rules[1]["exclude"] = [{"class": "cat", "count": 1}]
+    found = detector(x, rules)
+    sight = detector.sight()
+    square = torch.cat([(x + 1) / 2, torch.zeros(2, 3, 8, 32)], 2)
+    for i, own in enumerate((["dog"], ["couch", "cat"])):
+        texts = [f"a photo of a {w}" for w in own]
+        read = sight.tokenizer(texts, padding="max_length", max_length=16, return_tensors="pt")
+        with torch.no_grad():
+            out = sight.model(pixel_values=(square[i : i + 1] - 0.4) / 0.3, **read)
+        scores, labels = out.logits[0].sigmoid().max(-1)
+        order = [q for q in scores.argsort(descending=True).tolist() if scores[q] >= 0.05]
+        assert len(order) == len(found[i]) > 1 and [o.label for o in found[i]] == [own[labels[q]] for q in order]
+        for o, q in zip(found[i], order, strict=True):
+            cx, cy, w, h = (32 * out.pred_boxes[0, q]).tolist()
+            assert o.box == pytest.approx((cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2), abs=1e-3)
+            assert o.score == pytest.approx(float(scores[q]), abs=1e-5)
+
+
+def test_of_boxes_that_overlap_the_surest_stays() -> None:
+    boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 8], [20, 0, 30, 10], [0, 0, 10, 10]])
+    logits = torch.tensor([[2.0, 0.0], [3.0, 0.0], [1.0, 0.0], [0.0, 1.5]])
+    kept = Words("m", overlap=0.5).of(boxes, logits, ["dog", "cat"])
+    assert [(o.label, o.box[0], o.box[3]) for o in kept] == [("dog", 0, 8), ("cat", 0, 10), ("dog", 20, 10)]
+    assert len(Words("m", overlap=0.79).of(boxes, logits, ["dog", "cat"])) == 3
+    assert len(Words("m", overlap=0.8).of(boxes, logits, ["dog", "cat"])) == 4  # exactly 0.8 is not more
+    assert shared(kept[0], kept[2]) == 0.0
+    with pytest.raises(GirsanovError, match="overlap = 2 is a share"):
+        Words("m", overlap=2)
 
 
 def test_a_mask_gives_the_smallest_box_and_an_empty_one_no_object() -> None:
@@ -190,17 +249,19 @@ def test_a_configuration_names_the_detector(kind, folders) -> None:
     assert isinstance(reward, ObjectRules) and isinstance(reward.detector, DETECTORS[kind])
     reward.prepare()
     x = images()
-    (best, *_), _ = reward.detector(x, [{}, {}])
+    named = {"include": [{"class": "dog", "count": 1}]}
+    (best, *_), _ = reward.detector(x, [named, named])
     reward.threshold = best.score
     rules = {"include": [{"class": best.label, "count": 1}]}
     assert reward(x, ask([rules, rules]))[0] == 1.0
+    reward.counting = best.score + 1e-3  # random networks may be surer than 0.9
     counted = rules | {"tag": "counting"}
-    assert reward(x, ask([counted, counted])).tolist() == [0.0, 0.0] and reward.counting > best.score
+    assert reward(x, ask([counted, counted]))[0] == 0.0
 
 
 def test_what_is_missing_is_told(tmp_path, folders) -> None:
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(GirsanovError, match="cannot be loaded as a AutoModelForObjectDetection"):
+    with pytest.raises(GirsanovError, match="cannot be loaded as an AutoModelForObjectDetection"):
         ObjectRules(Boxes(str(tmp_path))).prepare()
     with pytest.raises(GirsanovError, match="cannot be loaded as a CLIPModel"):
         ObjectRules(Boxes(folders["boxes"], Colors(str(tmp_path)))).prepare()
@@ -209,3 +270,20 @@ def test_what_is_missing_is_told(tmp_path, folders) -> None:
     detr().save_pretrained(tmp_path / "bare")
     with pytest.raises(GirsanovError, match="it needs a preprocessor_config.json"):
         Boxes(str(tmp_path / "bare")).prepare()
+
+
+# ---- the folder of another model
+
+
+@pytest.mark.parametrize("kind", DETECTORS)
+def test_another_model_under_the_name_of_this_one_is_refused(kind, folders, tmp_path) -> None:
+    """Its own config.json beside the weights of a CLIP, and a folder that says itself what it is."""
+    shutil.copytree(folders[kind], tmp_path / "mixed")
+    shutil.copy(f"{folders['clip']}/model.safetensors", tmp_path / "mixed")
+    with pytest.raises(GirsanovError) as error:
+        DETECTORS[kind](str(tmp_path / "mixed")).prepare()
+    said = str(error.value)
+    assert said.startswith(f"{tmp_path}/mixed/model.safetensors lacks ") and "\n" not in said
+    assert said.endswith(": these weights belong to another model")
+    with pytest.raises(GirsanovError, match="holds a model of the kind clip, and an? .* is needed: give the folder"):
+        DETECTORS[kind](folders["clip"]).prepare()

@@ -187,7 +187,7 @@ def test_other_weights_and_prompts_give_one_sentence(options, tmp_path) -> None:
         (ImageReward(str(tmp_path / "no.pt")).prepare, "there is no file"),
         (saved("clip.pt", {"logit_scale": torch.zeros(())}), "these weights belong to another model"),
         (saved("short.pt", short), "lacks vision.encoder.layers.1.self_attn.qkv.weight: these weights"),
-        (saved("wide.pt", wide), "has text.embeddings.LayerNorm.bias [3], which does not fit"),
+        (saved("wide.pt", wide), "has text.embeddings.LayerNorm.bias of shape [3], which is [128] in a Blip"),
         (saved("head.pt", {k: v for k, v in every.items() if k.startswith("blip.")}), "no chain of linear layers"),
         (lambda: ImageReward(**options)(images(), ask([1, 2, 3])), "reads the text of each prompt"),
     ):
