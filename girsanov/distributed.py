@@ -8,7 +8,8 @@ optimiser are ``DTensor``: each process holds a part. ``held``, ``whole`` and ``
 tensors and leave ordinary tensors alone.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,10 +20,15 @@ if TYPE_CHECKING:
 
 
 class Reduce:
-    """Gathers, sums and means over processes."""
+    """Gathers, sums and means over processes.
+
+    Within ``attempt`` every meeting begins with a vote: if one process has run out of memory, the others learn of it at
+    the meeting they wait in, and all of them raise ``torch.OutOfMemoryError``.
+    """
 
     def __init__(self, accelerator: "Accelerator | None" = None) -> None:
         self.accelerator = accelerator
+        self._attempting = False
 
     @property
     def world_size(self) -> int:
@@ -38,13 +44,15 @@ class Reduce:
         """The tensors [B, ...] of all processes, stacked in rank order: [world_size * B, ...]."""
         if self.accelerator is None or self.world_size == 1:
             return x
-        return self.accelerator.gather(x)
+        self._agree()
+        return self.accelerator.gather(x.to(self._place(x))).to(x.device)
 
     def mean(self, x: Tensor) -> Tensor:
         """The mean over processes of a tensor of any one shape."""
         if self.accelerator is None or self.world_size == 1:
             return x
-        return self.accelerator.reduce(x, "mean")
+        self._agree()
+        return self.accelerator.reduce(x.to(self._place(x)), "mean").to(x.device)
 
     def mean_host(self, x: Tensor) -> Tensor:
         """The mean over processes of a host tensor."""
@@ -52,6 +60,45 @@ class Reduce:
             return x
         device = self.accelerator.device
         return self.mean(x.to(device, torch.float32 if device.type == "mps" else x.dtype)).cpu()
+
+    @contextmanager
+    def attempt(self) -> Iterator[None]:
+        """Something that all processes do, or none: out of memory on one of them is raised on all.
+
+        Every process must have the same attempts in the same order. A process whose attempt is over waits for the
+        others.
+        """
+        if self.world_size == 1:
+            yield
+            return
+        self._attempting = True
+        try:
+            yield
+            self._agree()
+        except torch.OutOfMemoryError:
+            if self._attempting:  # its own: the others wait in their next vote
+                self._vote(True)
+            raise
+        finally:
+            self._attempting = False
+
+    def _agree(self) -> None:
+        """Raises torch.OutOfMemoryError if another process has, within an attempt."""
+        if self._attempting and self._vote(False):
+            self._attempting = False
+            raise torch.OutOfMemoryError("another process ran out of memory")
+
+    def _vote(self, failed: bool) -> bool:
+        """Whether any process has failed; all must call."""
+        assert self.accelerator is not None
+        flag = torch.tensor(float(failed), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(flag, "sum") > 0)
+
+    def _place(self, x: Tensor) -> torch.device:
+        """Where a message is made: NCCL takes none from the host, gloo all."""
+        assert self.accelerator is not None
+        device: torch.device = self.accelerator.device
+        return x.device if device.type == "cpu" else device
 
     def local(self, x: Tensor) -> Tensor:
         """This process's rows of a gathered tensor."""

@@ -4,8 +4,11 @@ Nothing has moved by then that matters: a rollout's noise is keyed by sample, st
 all rollouts, the method's state is put back, and gradients are summed from zero between two optimiser steps. What
 fitted is what the next iterations begin with (``run.config.micro_batch``, ``run.method.rollout_micro_batch``).
 
-Where a network is split over processes, they run it together, and one of them cannot try again alone: there the error
-is told.
+Several processes do it together: where one runs out of memory, all of them take back what they have done and try again
+with less (``Reduce.attempt``), so that they keep one layout and meet equally often.
+
+Where a network is split over processes, each of its passes is a meeting and one that has broken off cannot be taken
+back: there the error is told.
 """
 
 import dataclasses
@@ -101,9 +104,14 @@ def backward(run: "Run", loss: Tensor) -> None:
 def fitted(
     run: "Run", attempt: Callable[[S], T], first: S, shrink: Callable[[S], S], undo: Callable[[], None] = lambda: None
 ) -> tuple[T, S]:
-    """``retried``; once where the network is split over processes. Raises GirsanovError where nothing fits."""
+    """``retried`` on all processes; once where they split the network. Raises GirsanovError where nothing fits."""
+
+    def together(given: S) -> T:
+        with run.reduce.attempt():
+            return attempt(given)
+
     if not any(is_split(p) for p in run.policy.net.parameters()):
-        return retried(attempt, first, shrink, undo)
+        return retried(together, first, shrink, undo)
     try:
         return attempt(first), first
     except torch.OutOfMemoryError as error:

@@ -80,7 +80,9 @@ class RunFolder:
         return folder
 
     def discard(self) -> None:
-        """Removes a folder in which nothing has been trained yet."""
+        """Removes a folder in which nothing has been trained yet; of several processes, the one that has made it."""
+        if int(os.environ.get("RANK", "0")) != 0:
+            return
         if not self.metrics.exists() and not any(self.checkpoints.iterdir()):
             shutil.rmtree(self.path)
 

@@ -53,6 +53,12 @@ def test_the_mean_gradients_agree(found: dict[int, Any], name: str) -> None:
         assert max(abs(x - y) for x, y in zip(a, b, strict=True)) <= 1e-6 * size
 
 
+def test_all_processes_try_again_with_less_when_one_runs_out_of_memory(found: dict[int, Any]) -> None:
+    """Process 1 of two does; process 0 tells what it goes on with (of 4 samples each). Curves and gradients: above."""
+    assert [found[n]["crowded-clipped-pg"]["sizes"] for n in (1, 2)] == [[None, None], [2, 2]]
+    assert [found[n]["crowded-ctrl"]["sizes"] for n in (1, 2)] == [[None, None], [2, None]]
+
+
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_a_resumed_run_is_the_same_on_every_number_of_processes(found: dict[int, Any], world_size: int) -> None:
     assert found[world_size]["resumed"] == {"same_random": True, "same_curve": True}

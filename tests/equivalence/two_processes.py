@@ -1,11 +1,15 @@
 """Trains the tiny run on as many processes as it is launched with; process 0 writes curve, gradient and world size."""
 
+import copy
+import dataclasses
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
+from torch import Tensor, nn
 
 from girsanov.checkpoint import load, save
 from girsanov.config.parts import parameters
@@ -26,10 +30,38 @@ from tests.tiny import tiny_run
 METHODS_HERE = ("ode-am", "am", "clipped-pg", "nft", "ddpo", "branch-grpo", "dgpo", "crd", "ctrl", "ctrl-ratio", "cppo")
 METHODS_HERE += ("online-dpo", "d3po", "prdp", "rwr")
 METHODS_HERE += tuple(f"words-{name}" for name in ("dpo", "kto", "bco", "grpo", "ppo", "spin", "p3o-on-off"))
+CROWDED = {"crowded-clipped-pg": {2, 12}, "crowded-ctrl": {6}}
+"""Passes of the network in which process 1 of two runs out of memory: in a rollout, after a backward pass, and in a
+collection after the processes have met in it."""
+METHODS_HERE += tuple(CROWDED)
+
+
+class Crowded(nn.Module):
+    """A network that runs out of memory in some of its passes."""
+
+    def __init__(self, inner: nn.Module, at: set[int]) -> None:
+        super().__init__()
+        self.inner, self.at, self.calls = inner, at, 0
+
+    def forward(self, x: Tensor, t: Tensor, cond: Any) -> Tensor:
+        self.calls += 1
+        if self.calls in self.at:
+            raise torch.OutOfMemoryError("no room")
+        return self.inner(x, t, cond)
+
+
+def crowded(name: str, accelerator: Accelerator | None) -> Run:
+    """The run of a method in which process 1 has too little memory at some moments."""
+    run = new_run(name.removeprefix("crowded-"), accelerator)
+    at = CROWDED[name] if run.reduce.rank == 1 else set()
+    model = dataclasses.replace(run.policy.model, net=Crowded(copy.deepcopy(run.policy.net), at))
+    return Run(Policy(model), run.method, run.config, run.prompts, accelerator)
 
 
 def new_run(name: str, accelerator: Accelerator | None) -> Run:
     """A run of a method, or of an agent on the linear-quadratic problem, or of a method of language models on words."""
+    if name in CROWDED:
+        return crowded(name, accelerator)
     if name.startswith("words-"):
         return words_run(name.removeprefix("words-"), accelerator)
     if name in METHODS:
@@ -65,7 +97,7 @@ def curve(run: Run, n: int) -> list[dict[str, float]]:
 def main(out: Path, accelerator: Accelerator | None) -> None:
     """Everything that is compared between one and two processes."""
     torch.set_num_threads(1)
-    found: dict[str, object] = {"world_size": 1 if accelerator is None else accelerator.num_processes}
+    found: dict[str, Any] = {"world_size": 1 if accelerator is None else accelerator.num_processes}
     for name in METHODS_HERE:
         run = new_run(name, accelerator)
         gradients: list[torch.Tensor] = []
@@ -77,6 +109,8 @@ def main(out: Path, accelerator: Accelerator | None) -> None:
 
         run.optimizers["policy"].step = keep
         found[name] = {"curve": curve(run, 3), "gradients": [g.tolist() for g in gradients]}
+        if name in CROWDED:
+            found[name] |= {"sizes": [getattr(run.method, "rollout_micro_batch", None), run.config.micro_batch]}
     run = tiny_run(None, accelerator, iterations=6)
     torch.manual_seed(run.reduce.rank)  # each process its own random state: all of them must come back
     curve(run, 2)
