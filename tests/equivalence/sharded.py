@@ -38,10 +38,11 @@ METHODS_HERE: dict[str, dict[str, Any]] = {
     "clipped-pg": {},
     "nft": {},
     "diffusion-dpo": {},
+    "ctrl": {"pretrain": 1},
 }
 """A member of every family, and its settings."""
 KINDS = ("lora", "full")
-FEW = ("lora/ode-am", "lora/clipped-pg", "full/am", "full/nft")
+FEW = ("lora/ode-am", "lora/clipped-pg", "full/am", "full/nft", "full/ctrl")
 """What the default tests run; the rest is marked slow."""
 ALL = tuple(f"{kind}/{name}" for kind in KINDS for name in METHODS_HERE)
 TWICE = {"clipped-pg": {"epochs": 2, "micro_batch": 2, "lr": 1e-5}, "diffusion-dpo": {"micro_batch": 2}}

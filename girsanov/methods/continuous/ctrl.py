@@ -22,6 +22,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
+from girsanov.distributed import held
 from girsanov.errors import GirsanovError
 from girsanov.grids import Grid
 from girsanov.methods.base import Chunk, Method, State, Turn
@@ -125,7 +126,7 @@ class CTRL(Method):
         assert isinstance(batch, ValuedPaths)
         slope = self._trusted(policy, batch, state)
         if not batch.parts:  # pretraining: every process gives every parameter a gradient, or none does
-            yield Chunk(torch.stack([(0 * p).sum() for p in policy.parameters()]).sum())
+            yield Chunk(torch.stack([(0 * held(p)).sum() for p in policy.parameters()]).sum())
         for part in batch.parts:
             kernel = self.kernel(policy, part)
             loss, metrics = self.update.loss(kernel, part, self.price)
