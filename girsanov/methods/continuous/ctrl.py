@@ -79,9 +79,7 @@ class CTRL(Method):
                 "or Euler() with an energy price; a tuned model is sampled with any solver"
             )
         if not self.sampler.stochastic and (self.update.needs_density or self.trust is not None):
-            raise GirsanovError(
-                f"ratios and trust regions need a density and {name} draws no noise: use GDDIM(eta=1.0)"
-            )
+            raise GirsanovError(f"ratios and trust regions need a density, {name} draws no noise: use GDDIM(eta=1.0)")
         if not self.update.trains(self.sampler.stochastic, self.price) and self.price is not None:
             raise GirsanovError(f"the path KL of {name} is infinite: use price={{kind: energy}}, or GDDIM(eta=1.0)")
         self.update.check(self.price)
