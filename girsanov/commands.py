@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import json
+import os
 import sys
 import tempfile
 import traceback
@@ -18,6 +19,7 @@ from girsanov.judging.commands import judge_command as judge_command
 from girsanov.judging.commands import rank_command as rank_command
 from girsanov.judging.commands import train_reward_command as train_reward_command
 from girsanov.launch import INTERRUPTED, Launch, device_of, execute, load_run
+from girsanov.launchers import asked
 from girsanov.merging import merge_command as merge_command
 from girsanov.recipes import RECIPES, get_recipe
 from girsanov.train import Run
@@ -26,7 +28,7 @@ LORA_RANK = 8
 
 
 def layers_of(chosen: argparse.Namespace) -> list[dict[str, Any]]:
-    """The user's settings in rising rank: file, flags, ``key=value``."""
+    """The user's settings in rising rank: file, flags, ``key=value``, and what a launcher asks for."""
     layers = [read_yaml(Path(chosen.config))] if chosen.config else []
     if chosen.method:
         layers.append({"method": chosen.method})
@@ -34,7 +36,8 @@ def layers_of(chosen: argparse.Namespace) -> list[dict[str, Any]]:
         layers.append({"lora": LORA_RANK})
     if chosen.model:
         layers.append({"model": chosen.model})
-    return [*layers, parse_overrides(chosen.settings)]
+    layers.append(parse_overrides(chosen.settings))
+    return [*layers, *asked(os.environ, layers)]
 
 
 def run_command(chosen: argparse.Namespace, command: str) -> int:

@@ -27,7 +27,6 @@ from typing import Any
 import torch
 
 from girsanov.errors import GirsanovError
-from girsanov.fitting import backward
 from girsanov.launch import configure, limit_threads
 from girsanov.memory import SavedBytes, held, size, told
 from girsanov.methods.base import Turn
@@ -160,7 +159,7 @@ def tried(run: Run, trial: Trial) -> str:
     for micro in partition(batch, 1, c.micro_batch, turn)[0]:
         with SavedBytes(policy.net) as kept:
             for chunk in method.losses(policy, micro, run.state):
-                backward(run, chunk.loss * len(micro) / len(batch))
+                run.steps.backward(chunk.loss * len(micro) / len(batch))
         trial.losing, trial.micro = max(trial.losing, kept.peak), max(trial.micro, len(micro))
     update(run)
     trial.seconds = time.perf_counter() - began

@@ -8,7 +8,7 @@ Several processes do it together: where one runs out of memory, all of them take
 with less (``Reduce.attempt``), so that they keep one layout and meet equally often.
 
 Where a network is split over processes, each of its passes is a meeting and one that has broken off cannot be taken
-back: there the error is told.
+back, nor can a backward pass of DeepSpeed's engine: there the error is told.
 """
 
 import dataclasses
@@ -16,7 +16,6 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from girsanov.distributed import is_split
@@ -76,7 +75,7 @@ def accumulate(run: "Run", part: Sequence[Batch], meter: Meter, first: bool) -> 
         for micro in given:
             share = len(micro) / total
             for chunk in run.method.losses(run.policy, micro, run.state):
-                backward(run, chunk.loss * share)
+                run.steps.backward(chunk.loss * share)
                 own.add_loss(chunk, share)
                 own.add(chunk.metrics, share)
                 if first:
@@ -96,11 +95,6 @@ def accumulate(run: "Run", part: Sequence[Batch], meter: Meter, first: bool) -> 
     return remembered(run, part, given)
 
 
-def backward(run: "Run", loss: Tensor) -> None:
-    """Backward pass, scaled under float16."""
-    loss.backward() if run.accelerator is None else run.accelerator.backward(loss)
-
-
 def fitted(
     run: "Run", attempt: Callable[[S], T], first: S, shrink: Callable[[S], S], undo: Callable[[], None] = lambda: None
 ) -> tuple[T, S]:
@@ -110,13 +104,13 @@ def fitted(
         with run.reduce.attempt():
             return attempt(given)
 
-    if not any(is_split(p) for p in run.policy.net.parameters()):
+    if run.steps.repeatable and not any(is_split(p) for p in run.policy.net.parameters()):
         return retried(together, first, shrink, undo)
     try:
         return attempt(first), first
     except torch.OutOfMemoryError as error:
         raise GirsanovError(
-            "out of memory, and a network that is split over processes cannot try again with less: lower "
+            "out of memory, and what is split over processes cannot be tried again with less: lower "
             "train.micro_batch and method.rollout_micro_batch"
         ) from error
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from girsanov.clock import Clock
-from girsanov.distributed import Reduce, clip_gradients
+from girsanov.distributed import Reduce
 from girsanov.errors import GirsanovError
 from girsanov.fitting import accumulate, anchor, collect
 from girsanov.meters import Meter
@@ -26,6 +26,7 @@ from girsanov.models import ModelLike
 from girsanov.optimizers import OPTIMIZERS, SCHEDULES
 from girsanov.policy import Policy
 from girsanov.settings import Count, Decay, Natural, NonNegative, Positive, settings
+from girsanov.steps import steps_of
 from girsanov.types import Batch, Prompts
 
 
@@ -122,6 +123,7 @@ class Run:
 
     def __post_init__(self) -> None:
         self.reduce = Reduce(self.accelerator)
+        self.steps = steps_of(self.reduce, self.config.max_grad_norm)
         self.state = self.method.setup(self.policy)
         if self.config.ema is not None:
             self.policy.keep_copy("ema")
@@ -129,15 +131,16 @@ class Run:
         for name, module in self.method.modules().items():
             module.to(self.policy.device)
             groups[name] = ([p for p in module.parameters() if p.requires_grad], self.config.module_lr)
+        optimizers: dict[str, torch.optim.Optimizer] = {}
         for name, (parameters, lr) in groups.items():
             c = self.config
             for p in parameters:
                 p.grad = None  # what is left of an earlier training (pretraining just now) is no part of this one
             adamw = OPTIMIZERS[c.optimizer if name == "policy" else "adamw"]()
-            optimizer = adamw(parameters, lr=lr, betas=c.betas, weight_decay=c.weight_decay)
+            optimizers[name] = adamw(parameters, lr=lr, betas=c.betas, weight_decay=c.weight_decay)
             rate = functools.partial(SCHEDULES[c.schedule], c.warmup, c.iterations * c.updates)
-            self.schedulers[name] = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
-            self.optimizers[name] = optimizer if self.accelerator is None else self.accelerator.prepare(optimizer)
+            self.schedulers[name] = torch.optim.lr_scheduler.LambdaLR(optimizers[name], rate)
+        self.optimizers = self.steps.prepare(self.policy.net, optimizers)
 
     def parameters(self) -> list[nn.Parameter]:
         """All trained parameters."""
@@ -216,34 +219,23 @@ def iterate(run: Run) -> dict[str, float]:
 
 
 def update(run: Run) -> dict[str, Tensor | float]:
-    """Averages gradients over processes, clips and steps all optimisers; the gradient norm before clipping.
+    """Steps all optimisers (``steps.py``), rates and the averaged weights; the gradient norm before clipping.
 
     Under float16 a step whose gradients overflow is skipped as a whole, averages and rates included.
     """
-    parameters = run.parameters()
-    run.reduce.average_gradients(parameters)
-    scaler = None if run.accelerator is None else run.accelerator.scaler
-    if scaler is not None:
-        for optimizer in run.optimizers.values():
-            run.accelerator.unscale_gradients(optimizer)
-    limit = float("inf") if run.config.max_grad_norm is None else run.config.max_grad_norm
-    norm = clip_gradients(parameters, limit)
-    if scaler is None and not bool(norm.isfinite()):
+    step = run.steps.step(run.parameters(), run.optimizers)
+    if step.skipped is None and not bool(step.norm.isfinite()):
         raise GirsanovError(
             f"the gradient is not finite at iteration {run.done}: lower the learning rate, or look at the reward "
             "and the metrics just before; the last checkpoint is intact"
         )
-    for optimizer in run.optimizers.values():
-        optimizer.step()
-    skipped = scaler is not None and any(o.step_was_skipped for o in run.optimizers.values())
-    for name, optimizer in run.optimizers.items():
-        optimizer.zero_grad(set_to_none=True)
-        if not skipped:
-            run.schedulers[name].step()
-    if run.config.ema is not None and not skipped:
-        run.policy.move_copy("ema", run.config.ema)
-    metrics: dict[str, Tensor | float] = {} if skipped else {"grad_norm": norm}
-    return metrics if scaler is None else {**metrics, "skipped": float(skipped)}
+    if not step.skipped:
+        for scheduler in run.schedulers.values():
+            scheduler.step()
+        if run.config.ema is not None:
+            run.policy.move_copy("ema", run.config.ema)
+    metrics: dict[str, Tensor | float] = {} if step.skipped else {"grad_norm": step.norm}
+    return metrics if step.skipped is None else {**metrics, "skipped": float(step.skipped)}
 
 
 def check_reward(run: Run, batch: Batch) -> None:

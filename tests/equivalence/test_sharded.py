@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from girsanov.accelerators import PLUGINS, accelerator_of
+from girsanov.accelerators import accelerator_of
 from girsanov.checkpoint import load
 from girsanov.errors import GirsanovError
 from girsanov.recipes import get_recipe
@@ -124,14 +124,6 @@ def test_a_network_is_split_over_processes_or_not_at_all(monkeypatch: pytest.Mon
         config(shard=True, precision="fp16").split(model_of("full").net, CPU)
     with pytest.raises(GirsanovError, match="adamw8bit cannot be"):
         config(shard=True, train={"optimizer": "adamw8bit"}).split(model_of("full").net, CPU)
-
-
-@pytest.mark.parametrize("variable", PLUGINS)
-def test_engines_that_wrap_the_network_are_refused(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
-    recipe = get_recipe("digits")
-    monkeypatch.setenv(variable, "true")
-    with pytest.raises(GirsanovError, match=f"accelerate launch {PLUGINS[variable]} wraps .* shard=true"):
-        accelerator_of(recipe, recipe.config(), CPU)
 
 
 def test_a_recipe_that_cannot_be_split_says_so() -> None:
