@@ -99,12 +99,15 @@ class SplitAverages:
 
         inner = self.zero.optimizer.state_dict()
         group = {**inner["param_groups"][0], "params": list(range(len(self.parameters)))}
-        state: dict[int, dict[str, Any]] = {}
-        for kept in inner["state"].values():  # none before the first step
-            for i, p in enumerate(self.parameters):
-                split = {k for k, v in kept.items() if isinstance(v, Tensor) and v.ndim}
-                state[i] = {k: safe_get_full_optimizer_state(p, k) if k in split else v for k, v in kept.items()}
-        return {"state": state, "param_groups": [group]}
+
+        def whole(key: str, value: Any, p: Tensor) -> Any:
+            if not isinstance(value, Tensor):
+                return value
+            return safe_get_full_optimizer_state(p, key) if value.ndim else value.clone()  # AdamW counts in place
+
+        (kept,) = inner["state"].values() or ({},)  # nothing before the first step
+        every = {i: {k: whole(k, v, p) for k, v in kept.items()} for i, p in enumerate(self.parameters) if kept}
+        return {"state": every, "param_groups": [group]}
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Takes this process's part of an AdamW's state."""
