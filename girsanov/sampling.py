@@ -22,6 +22,7 @@ def sample(
     n: int | None = None,
     cond: Cond | None = None,
     *,
+    ids: Tensor | None = None,
     sampler: Sampler | None = None,
     grid: Grid | None = None,
     seed: int = 0,
@@ -34,17 +35,20 @@ def sample(
         model: a model, or a view of a policy.
         n: how many; by default as many as there are conditions.
         cond: conditions of the n samples.
+        ids: their numbers [n], the keys of their noise; 0 .. n - 1 by default.
         sampler, grid: how; Euler and 20 uniform steps by default.
-        seed: key of the noise; sample i has the noise of (seed, i).
+        seed: key of the noise; sample i has the noise of (seed, i), also when it is drawn alone (``ids``).
         dtype, device: of the samples.
 
     Raises:
-        GirsanovError: neither n nor conditions, or both and they differ.
+        GirsanovError: neither n nor conditions, or both and they differ; not as many ids.
     """
     count = len(cond) if n is None and cond is not None else n
     if count is None or count < 1 or (cond is not None and count != len(cond)):
         raise GirsanovError("sample needs how many samples to draw, or one condition for each: sample(model, 64)")
-    noise = Noise(seed, 0, torch.arange(count), device=device)
+    if ids is not None and len(ids) != count:
+        raise GirsanovError(f"{count} samples have {len(ids)} ids: give one for each")
+    noise = Noise(seed, 0, torch.arange(count) if ids is None else ids, device=device)
     how, times = sampler or Euler(), grid or Grid.uniform(STEPS)
     x_T = first_states(model, times, noise, cond, dtype)
     return model.decode(rollout(model, how, times, x_T, cond, noise=noise, keep=()).x0)

@@ -56,8 +56,9 @@ class Pictures:
 
     def _draw(self, run: Run) -> None:
         with torch.no_grad():
-            sheet = self.draw(self.sample(run.model(), self.count, SEED))
+            samples = self.sample(run.model(), self.count, SEED)
         if run.reduce.rank == 0:
+            sheet = self.draw(samples)
             (self.folder / f"{run.done:07d}.png").write_bytes(sheet)
             for tracker in self.trackers:
                 tracker.picture("samples", sheet, run.done)

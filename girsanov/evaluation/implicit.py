@@ -34,7 +34,14 @@ STREAM = 7301  # noise of the implicit reward
 
 @torch.no_grad()
 def implicit_reward(
-    tuned: ModelLike, base: ModelLike, items: Tensor, cond: Cond, *, draws: int = 16, seed: int = 0
+    tuned: ModelLike,
+    base: ModelLike,
+    items: Tensor,
+    cond: Cond,
+    *,
+    draws: int = 16,
+    seed: int = 0,
+    ids: Tensor | None = None,
 ) -> Tensor:
     """s of items [N, K, *D] with conditions of N prompts, float64 [N, K].
 
@@ -44,8 +51,10 @@ def implicit_reward(
         cond: of the prompts.
         draws: times a prompt, spread over [0, 1].
         seed: key of times and noise.
+        ids: numbers of the rows [N], which belong to the key; 0 .. N - 1 by default.
     """
-    source = Noise(seed, 0, torch.arange(len(items)), STREAM, items.device)
+    rows = torch.arange(len(items)) if ids is None else ids
+    source = Noise(seed, 0, rows, STREAM, items.device)
     total = torch.zeros(items.shape[:2], dtype=torch.float64, device=items.device)
     for k in range(draws):
         draw = Noised.of(tuned, items, source, (UniformTimes(), k, draws, Grid.uniform(1000)), plain)

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import torch
 
 from girsanov.config import Part, make
+from girsanov.distributed import Reduce
 from girsanov.evaluation.judge import Judge
 from girsanov.grids import Grid
 from girsanov.items import simulate
@@ -33,6 +34,7 @@ from girsanov.recipes.digits_preferences import PreferenceEvaluator, learns_pref
 from girsanov.rewards.base import Reward
 from girsanov.samplers.base import Sampler
 from girsanov.settings import Count, Natural, NonNegative, settings
+from girsanov.spread import Spread
 from girsanov.store import cached, fingerprint
 from girsanov.train import PromptSource, Run, TrainConfig
 
@@ -156,7 +158,7 @@ class DigitsRecipe(Recipe):
         assert isinstance(model.net, torch.nn.Module)
         model.net.to(device)
         policy = config.policy(model, {"rollout": config.guidance})
-        evaluator = evaluator_of(config, digits, device, model.process)
+        evaluator = evaluator_of(config, digits, device, model.process, accelerator)
         method = make(Method, config.method, evaluator.reward, model.process)
         base = policy.view("reference", "rollout")
         prompts = prompts_for(method, config, evaluator, base)
@@ -202,12 +204,15 @@ def judge_of_digits() -> Judge:
     return Judge(digits.judge.x, digits.judge.labels, digits.generator.x, digits.generator.labels)
 
 
-def evaluator_of(config: DigitsConfig, digits: Digits, device: torch.device, process: Process) -> Evaluator:
+def evaluator_of(
+    config: DigitsConfig, digits: Digits, device: torch.device, process: Process, accelerator: Any = None
+) -> Evaluator:
     """The judge with what it needs to see pictures."""
     judge = judge_of_digits()
     sampler, grid = make(Sampler, config.sampler), make(Grid, config.grid, process)
     reward = reward_of(config.reward, device)
-    return Evaluator(sampler, grid, judge, reward, digits.generator.x, config.samples, config.evaluation_seed, device)
+    spread, data = Spread(Reduce(accelerator)), digits.generator.x
+    return Evaluator(sampler, grid, judge, reward, data, config.samples, config.evaluation_seed, device, spread)
 
 
 def prompts_for(method: Method, config: DigitsConfig, evaluator: Evaluator, base: ModelLike) -> PromptSource:

@@ -1,7 +1,8 @@
 """How a model of digits is measured: on fixed noise, by the reward, the judge, its diversity and its drift."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,8 +20,10 @@ from girsanov.rewards.strokes import ink, stroke_mask
 from girsanov.samplers.base import Sampler
 from girsanov.samplers.gddim import GDDIM
 from girsanov.sampling import sample
+from girsanov.spread import Spread
 from girsanov.train import Run
 
+LOT = 125  # pictures that a process draws at a time
 METRICS = (
     Metric("reward", "Reward", "high"),
     Metric("judge", "Judge", "high", percent=True),
@@ -43,6 +46,7 @@ class Evaluator:
         data: the pictures that the model was trained on, [N, 1, 8, 8].
         samples, seed: how many pictures, and the key of their noise.
         device: where they are made.
+        spread: the processes that draw them.
     """
 
     sampler: Sampler
@@ -53,13 +57,17 @@ class Evaluator:
     samples: int
     seed: int
     device: torch.device
+    spread: Spread = field(default_factory=Spread)
 
     def draw(self, model: ModelLike, n: int, seed: int) -> tuple[Tensor, Tensor]:
-        """n decoded samples, every digit equally often, and what was asked for: [n, 1, 8, 8] and [n]."""
+        """n decoded samples, every digit equally often, and what was asked for: [n, 1, 8, 8] on the host and [n]."""
         labels = balanced_labels(n)
-        cond = digit_cond(labels).to(self.device)
-        x = sample(model, cond=cond, sampler=self.sampler, grid=self.grid, seed=seed, device=self.device)
-        return x, labels
+        how: dict[str, Any] = {"sampler": self.sampler, "grid": self.grid, "seed": seed, "device": self.device}
+
+        def lot(ids: Tensor) -> Tensor:
+            return sample(model, cond=digit_cond(labels[ids]).to(self.device), ids=ids, **how).cpu()
+
+        return torch.cat(self.spread.together(n, LOT, lot)), labels
 
     def sample(self, model: ModelLike, n: int, seed: int) -> Samples:
         """Pictures with their labels."""
@@ -76,7 +84,7 @@ class Evaluator:
         """What pictures [n, 1, 8, 8] of digits [n] are worth."""
         verdict = self.judge(x, labels)
         values = {
-            "reward": self.reward(x.to(self.device), digit_prompts(labels).to(self.device)),
+            "reward": self.scored(x, labels),
             "judge": verdict.correct,
             "probability": verdict.asked,
             "background": background(x),
@@ -91,13 +99,26 @@ class Evaluator:
         per_class = len(x) / CLASSES
         return found | {"worst_class": worst, "worst_class_se": math.sqrt(worst * (1 - worst) / per_class)}
 
+    def scored(self, x: Tensor, labels: Tensor) -> Tensor:
+        """Rewards [n] of pictures [n, 1, 8, 8] of digits [n], on the host."""
+        asked = digit_prompts(labels)
+
+        def lot(ids: Tensor) -> Tensor:
+            return self.reward(x[ids].to(self.device), asked.take(ids).to(self.device)).cpu()
+
+        return torch.cat(self.spread.apart(len(x), LOT, lot))
+
     @torch.no_grad()
     def drift(self, tuned: ModelLike, base: ModelLike) -> dict[str, float]:
         """The path KL of the chain at eta = 1, in nats."""
-        prompts = digit_prompts(balanced_labels(self.samples)).to(self.device)
-        noise = Noise(self.seed, 1, torch.arange(self.samples), device=self.device)
-        x_T = tuned.process.prior(noise.normal(SHAPE))
-        total = path_kl(tuned, base, GDDIM(1.0), self.grid, x_T, prompts.cond, noise=noise)
+        labels = balanced_labels(self.samples)
+
+        def lot(ids: Tensor) -> Tensor:
+            noise = Noise(self.seed, 1, ids, device=self.device)
+            x_T, cond = tuned.process.prior(noise.normal(SHAPE)), digit_cond(labels[ids]).to(self.device)
+            return path_kl(tuned, base, GDDIM(1.0), self.grid, x_T, cond, noise=noise).cpu()
+
+        total = torch.cat(self.spread.together(self.samples, LOT, lot))
         return {"kl": float(total.mean()), "kl_se": float(total.std()) / math.sqrt(len(total))}
 
 

@@ -17,7 +17,7 @@ from girsanov.methods.base import Method
 from girsanov.models import ModelLike
 from girsanov.recipes.base import Metric
 from girsanov.recipes.digits_data import balanced_labels, digit_prompts
-from girsanov.recipes.digits_evaluation import Evaluator
+from girsanov.recipes.digits_evaluation import LOT, Evaluator
 from girsanov.train import Run
 from girsanov.types import Prompts
 
@@ -60,13 +60,14 @@ class PreferenceEvaluator:
     def of(cls, inner: Evaluator, base: ModelLike) -> "PreferenceEvaluator":
         """Draws the held-out pairs, and the pictures that tuned ones must beat."""
         prompts = digit_prompts(balanced_labels(max(3, inner.samples))).to(inner.device)
-        items, reward = draw_items(base, inner.sampler, inner.grid, inner.reward, prompts, 2, HELD_OUT_SEED)
-        return cls(inner, items, reward, prompts, cls.score(inner, *inner.draw(base, inner.samples, inner.seed)))
 
-    @staticmethod
-    def score(inner: Evaluator, x: Tensor, labels: Tensor) -> Tensor:
-        """True rewards of pictures, float64 on the host."""
-        return inner.reward(x.to(inner.device), digit_prompts(labels).to(inner.device)).double().cpu()
+        def lot(ids: Tensor) -> tuple[Tensor, Tensor]:
+            asked = prompts.take(ids)
+            drawn = draw_items(base, inner.sampler, inner.grid, inner.reward, asked, 2, HELD_OUT_SEED)
+            return drawn[0].cpu(), drawn[1].cpu()
+
+        items, reward = (torch.cat(c) for c in zip(*inner.spread.together(len(prompts), LOT, lot), strict=True))
+        return cls(inner, items, reward, prompts, inner.scored(*inner.draw(base, inner.samples, inner.seed)).double())
 
     @torch.no_grad()
     def __call__(self, run: Run) -> dict[str, float]:
@@ -74,8 +75,13 @@ class PreferenceEvaluator:
         tuned, base = run.model(), run.reference()
         x, labels = self.inner.draw(tuned, self.inner.samples, self.inner.seed)
         numbers = self.inner.measure(x, labels) | self.inner.drift(tuned, base)
-        numbers |= recovery(implicit_reward(tuned, base, self.items, self.prompts.cond), self.reward)
-        return numbers | self.wins(self.score(self.inner, x, labels))
+
+        def lot(ids: Tensor) -> Tensor:
+            items, asked = self.items[ids].to(self.inner.device), self.prompts.take(ids)
+            return implicit_reward(tuned, base, items, asked.cond, ids=ids).cpu()
+
+        numbers |= recovery(torch.cat(self.inner.spread.together(len(self.items), LOT, lot)), self.reward)
+        return numbers | self.wins(self.inner.scored(x, labels).double())
 
     def wins(self, reward: Tensor) -> dict[str, float]:
         """How often these rewards are above the untuned ones, ties counted half; of those that are finite."""

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from girsanov.config import Part, make
 from girsanov.config.parts import parameters
 from girsanov.data.rankings import in_share, told
+from girsanov.distributed import Reduce
 from girsanov.errors import GirsanovError
 from girsanov.language.base import LanguageMethod
 from girsanov.language.data import TextComparisons, TextRequests, text_of
@@ -31,6 +32,7 @@ from girsanov.prompt_sets import read_prompts
 from girsanov.recipes.base import Assembled, Recipe, RunConfig
 from girsanov.recipes.language_evaluation import LanguageEvaluator, draw, write
 from girsanov.settings import Count, Decay, Natural, NonNegative, settings
+from girsanov.spread import Spread
 from girsanov.train import PromptSource, Run, TrainConfig
 
 EVALUATION_SEED = 1_000_003
@@ -151,6 +153,7 @@ class LanguageRecipe(Recipe):
             config.samples,
             config.eval_batch,
             config.evaluation_seed,
+            Spread(Reduce(accelerator)),
         )
         aim = "" if reward is None else f", scored by the reward {reward.name!r}"
         return Assembled(

@@ -31,6 +31,7 @@ from girsanov.language.tokens import Completions, Prompt, join
 from girsanov.models import ModelLike
 from girsanov.noise import Noise
 from girsanov.recipes.base import Metric, Samples
+from girsanov.spread import Spread
 from girsanov.train import Run
 
 ACCURACY = "held-out pairs ordered by the implicit reward as given"
@@ -50,6 +51,7 @@ class LanguageEvaluator:
         sampling: how they are drawn.
         samples, batch: how many are drawn, and how many rows are in one pass.
         seed: key of the noise.
+        spread: the processes that draw and score, ``batch`` rows at a time.
     """
 
     pairs: TextComparisons | None
@@ -60,6 +62,7 @@ class LanguageEvaluator:
     samples: int
     batch: int
     seed: int
+    spread: Spread = field(default_factory=Spread)
     _fixed: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -82,17 +85,29 @@ class LanguageEvaluator:
         """The numbers of the deployed model; ``NAME_se`` is a standard error."""
         model, reference = language(run.model()), language(run.reference())
         rows = self.drawn(model, self.samples, self.seed)
-        moved = [(model.logp(part) - reference.logp(part)).cpu() for part in parts(rows, self.batch, model.device)]
-        values = {"kl": torch.cat(moved), "length": rows.length.cpu()}
+
+        def moved(ids: Tensor) -> Tensor:
+            part = rows.take(ids).to(model.device)
+            return (model.logp(part) - reference.logp(part)).cpu()
+
+        values = {"kl": torch.cat(self.spread.together(len(rows), self.batch, moved)), "length": rows.length}
         asked = [text_of(p) for p in self.turns(self.samples)]
         if self.reward is not None:
-            values["reward"] = self.reward(asked, model.encoder.texts(rows)).cpu()
+            values["reward"] = self.scored(self.reward, asked, model.encoder.texts(rows))
         found = dict[str, float]()
         for name, value in values.items():
             found |= told(name, by_prompt(value.double(), asked))
         if self.pairs is not None:
             found |= self.held_out(self.pairs, model, reference)
         return found | ({} if self.labelled is None else self.separation(self.labelled, model, reference))
+
+    def scored(self, reward: TextReward, asked: Sequence[str], texts: Sequence[str]) -> Tensor:
+        """Scores [n] of completions."""
+
+        def lot(ids: Tensor) -> Tensor:
+            return reward([asked[i] for i in ids.tolist()], [texts[i] for i in ids.tolist()]).cpu()
+
+        return torch.cat(self.spread.apart(len(texts), self.batch, lot))
 
     def separation(self, rows: TextComparisons, model: LanguageModel, reference: LanguageModel) -> dict[str, float]:
         """How well the implicit reward tells good completions from bad ones."""
@@ -128,8 +143,11 @@ class LanguageEvaluator:
     def logp(self, pairs: TextComparisons, model: LanguageModel) -> Tensor:
         """Log-probs [N, K] of the held-out completions, float64 on the host."""
         k = pairs.valid.shape[1]
-        each = max(1, self.batch // k)
-        found = [model.logp(part.flat()).double().cpu() for part in parts(pairs.items, each, model.device)]
+
+        def lot(ids: Tensor) -> Tensor:
+            return model.logp(pairs.items.take(ids).to(model.device).flat()).double().cpu()
+
+        found = self.spread.together(len(pairs.items), max(1, self.batch // k), lot)
         return torch.cat(found).unflatten(0, (-1, k))
 
     def turns(self, n: int) -> list[Prompt]:
@@ -137,13 +155,13 @@ class LanguageEvaluator:
         return [self.prompts[i % len(self.prompts)] for i in range(n)]
 
     def drawn(self, model: LanguageModel, n: int, seed: int) -> Completions:
-        """n completions."""
+        """n completions, on the host."""
         asked = [model.encoder.prompt(p) for p in self.turns(n)]
-        found = [
-            generate(model, [asked[i] for i in ids.tolist()], Noise(seed, 0, ids), self.sampling)
-            for ids in torch.arange(n).split(self.batch)
-        ]
-        return join(found, model.encoder.filler)
+
+        def lot(ids: Tensor) -> Completions:
+            return generate(model, [asked[i] for i in ids.tolist()], Noise(seed, 0, ids), self.sampling).to("cpu")
+
+        return join(self.spread.together(n, self.batch, lot), model.encoder.filler)
 
     def sample(self, model: ModelLike, n: int, seed: int) -> Samples:
         """n prompts with completions."""
@@ -156,11 +174,6 @@ class LanguageEvaluator:
 def language(model: Any) -> LanguageModel:
     """A view of a policy as a language model."""
     return cast(LanguageModel, model)
-
-
-def parts(rows: Completions, size: int, device: torch.device) -> list[Completions]:
-    """Rows, a few at a time, on a device."""
-    return [rows.take(ids).to(device) for ids in torch.arange(len(rows)).split(size)]
 
 
 def by_prompt(values: Tensor, texts: Sequence[str]) -> Tensor:

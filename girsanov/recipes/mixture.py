@@ -39,10 +39,12 @@ from girsanov.recipes.base import Assembled, Metric, Recipe, RunConfig, Samples
 from girsanov.rollout import rollout
 from girsanov.samplers.base import Sampler
 from girsanov.settings import Count, Finite, Natural, Positive, settings
+from girsanov.spread import Spread
 from girsanov.train import PromptSource, Run, TrainConfig
 from girsanov.types import Cond
 
 NEIGHBOUR = 5  # k of the entropy estimate
+LOT = 500  # samples that a process draws at a time
 EVALUATION_SEED = 1_000_003
 PAIR_SEED = 7_000_003
 
@@ -146,12 +148,16 @@ class MixtureRecipe(Recipe):
                 seed=PAIR_SEED,
             )
         run = Run(policy, method, config.train, source, accelerator)
+        spread = Spread(run.reduce)
 
         def sample(model: ModelLike, n: int, seed: int) -> Samples:
-            noise = Noise(seed, 0, torch.arange(n), device=device)
-            x_T = model.process.prior(noise.normal((2,), policy.dtype))
-            with torch.no_grad():
-                return Samples(rollout(model, sampler, grid, x_T, noise=noise, keep=()).x0)
+            @torch.no_grad()
+            def lot(ids: Tensor) -> Tensor:
+                noise = Noise(seed, 0, ids, device=device)
+                x_T = model.process.prior(noise.normal((2,), policy.dtype))
+                return rollout(model, sampler, grid, x_T, noise=noise, keep=()).x0.cpu()
+
+            return Samples(torch.cat(spread.together(n, LOT, lot)))
 
         def evaluate(run: Run) -> dict[str, float]:
             x = sample(run.model(), config.samples, config.evaluation_seed).x

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from girsanov.recipes.base import Metric, Samples
 from girsanov.rewards.base import Reward
 from girsanov.rollout import rollout
 from girsanov.samplers import GDDIM, Sampler
+from girsanov.spread import Spread
 from girsanov.starts import first_states, has_start
 from girsanov.train import Run
 from girsanov.types import Cond, Prompts
@@ -42,6 +43,7 @@ class PipelineEvaluator:
         kl_samples: on how many the path KL is measured; 0 leaves it out.
         seed: key of the noise.
         device: where they are made.
+        spread: the processes that draw and score them, ``batch`` at a time.
     """
 
     sampler: Sampler
@@ -56,6 +58,7 @@ class PipelineEvaluator:
     kl_samples: int
     seed: int
     device: torch.device
+    spread: Spread = field(default_factory=Spread)
 
     def requests(self, ids: Tensor) -> Prompts:
         """The requests with these ids; the prompts take turns."""
@@ -71,13 +74,15 @@ class PipelineEvaluator:
     @torch.no_grad()
     def sample(self, model: ModelLike, n: int, seed: int) -> Samples:
         """n decoded samples on the host with their prompts."""
-        parts = []
-        for ids in torch.arange(n).split(self.batch):
+
+        def draw(ids: Tensor) -> Tensor:
             asked = self.requests(ids)
             x_T, noise = self.start(model, self.grid, asked, seed)
             path = rollout(model, self.sampler, self.grid, x_T, asked.cond, noise=noise, keep=())
-            parts.append(model.decode(path.x0).cpu())
-        return Samples(torch.cat(parts), tuple(self.labels[i % len(self.labels)] for i in range(n)))
+            return model.decode(path.x0).cpu()
+
+        x = torch.cat(self.spread.together(n, self.batch, draw))
+        return Samples(x, tuple(self.labels[i % len(self.labels)] for i in range(n)))
 
     @torch.no_grad()
     def __call__(self, run: Run) -> dict[str, float]:
@@ -96,8 +101,11 @@ class PipelineEvaluator:
 
     def scored(self, reward: Reward, x: Tensor) -> Tensor:
         """Scores [n] of the samples, a batch at a time."""
-        parts = torch.arange(len(x)).split(self.batch)
-        return torch.cat([reward(x[ids].to(self.device), self.requests(ids)).cpu().float() for ids in parts])
+
+        def score(ids: Tensor) -> Tensor:
+            return reward(x[ids].to(self.device), self.requests(ids)).cpu().float()
+
+        return torch.cat(self.spread.apart(len(x), self.batch, score))
 
     def drift(self, tuned: ModelLike, base: ModelLike) -> Tensor:
         """The path KL of the chain at eta = 1 on each of a few samples, in nats.
@@ -106,14 +114,16 @@ class PipelineEvaluator:
         and with it the KL, says nothing. Where samples begin from pictures, that grid is scaled to begin where the
         pipeline's does.
         """
-        parts, grid = [], default_grid(tuned, len(self.grid))
+        grid = default_grid(tuned, len(self.grid))
         if has_start(self.cond):
             grid = Grid(grid.ts * (self.grid.ts[0] / grid.ts[0]))
-        for ids in torch.arange(self.kl_samples).split(self.batch):
+
+        def kl(ids: Tensor) -> Tensor:
             asked = self.requests(ids)
             x_T, noise = self.start(tuned, grid, asked, self.seed)
-            parts.append(path_kl(tuned, base, GDDIM(1.0), grid, x_T, asked.cond, noise=noise).cpu())
-        return torch.cat(parts)
+            return path_kl(tuned, base, GDDIM(1.0), grid, x_T, asked.cond, noise=noise).cpu()
+
+        return torch.cat(self.spread.together(self.kl_samples, self.batch, kl))
 
     def metrics(self) -> tuple[Metric, ...]:
         """What it measures."""

@@ -187,14 +187,16 @@ class LearnedEvaluator:
         """Share of the held-out pairs whose better picture has the higher implicit reward, ties counted half."""
         name, source = "current" if run.config.ema is None else "ema", self.learned.source
         tuned, base = run.policy.view(name, "train"), run.policy.view("reference", "train")
-        gaps = []
-        for start in range(0, len(self.learned.test), self.inner.batch):
-            rows = self.learned.test[start : start + self.inner.batch]
+
+        def gaps(ids: Tensor) -> Tensor:
+            rows = [self.learned.test[i] for i in ids.tolist()]
             items = source.states([p for r in rows for p in r.pictures]).unflatten(0, (len(rows), 2))
             cond = source.conditions([r.prompt for r in rows]).to(self.inner.device)
-            s = implicit_reward(tuned, base, items.to(self.inner.device), cond, seed=self.inner.seed + start)
-            gaps.append((s[:, 0] - s[:, 1]).cpu())
-        right = (torch.cat(gaps).sign() + 1) / 2
+            s = implicit_reward(tuned, base, items.to(self.inner.device), cond, seed=self.inner.seed + int(ids[0]))
+            return (s[:, 0] - s[:, 1]).cpu()
+
+        gap = torch.cat(self.inner.spread.together(len(self.learned.test), self.inner.batch, gaps))
+        right = (gap.sign() + 1) / 2
         share = share_interval(float(right.sum()), len(right))
         return {"reward": share.value, "reward_se": (share.high - share.low) / (2 * 1.959964)}
 

@@ -18,7 +18,7 @@ from girsanov.adapters.load import load_pipeline
 from girsanov.adapters.weights import resume_adapters, save_weights, train_adapters, train_everything
 from girsanov.config import Part, make
 from girsanov.config.parts import load
-from girsanov.distributed import whole
+from girsanov.distributed import Reduce, whole
 from girsanov.errors import GirsanovError
 from girsanov.items import simulate
 from girsanov.methods import METHODS
@@ -33,6 +33,7 @@ from girsanov.recipes.pipeline_preferences import Conditions, LearnedEvaluator, 
 from girsanov.rewards.base import Reward
 from girsanov.samplers import Sampler
 from girsanov.settings import Count, Decay, Natural, NonNegative, settings
+from girsanov.spread import Spread
 from girsanov.train import PromptSource, Run, TrainConfig
 from girsanov.types import Cond, Prompts
 from girsanov.weights import is_lora
@@ -182,6 +183,7 @@ class PipelineRecipe(Recipe):
             config.kl_samples,
             config.evaluation_seed,
             device,
+            Spread(Reduce(accelerator)),
         )
         source: PromptSource = asked.source if learned is None else learned.source
         if method.data != "prompts" and learned is None:

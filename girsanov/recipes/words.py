@@ -6,43 +6,33 @@ model is the mean log-ratio of the tuned model's own words.
 """
 
 import dataclasses
-import io
-import math
 from collections.abc import Sequence
-from pathlib import Path
+from contextlib import nullcontext
 from typing import Any, ClassVar, cast
 
 import torch
-from torch import Tensor
 
 from girsanov.config import Part, make
 from girsanov.config.parts import parameters
+from girsanov.distributed import Reduce
 from girsanov.language.base import LanguageMethod
 from girsanov.language.data import TextComparisons, TextRequests, annotate
-from girsanov.language.generation import Sampling, generate
 from girsanov.language.load import add_adapters
 from girsanov.language.model import LanguageModel, LanguageNet
 from girsanov.language.named import LANGUAGE_METHODS
 from girsanov.language.rewards import TextReward
-from girsanov.models import ModelLike
-from girsanov.noise import Noise
 from girsanov.policy import Policy
-from girsanov.recipes.base import Assembled, Metric, Recipe, RunConfig, Samples
+from girsanov.recipes.base import Assembled, Recipe, RunConfig
 from girsanov.recipes.language import export
 from girsanov.recipes.words_data import LETTERS, ROW, Words, load_words, word_encoder
+from girsanov.recipes.words_evaluation import METRICS, Evaluator, draw, write
 from girsanov.settings import Count, Natural, Positive, settings
+from girsanov.spread import Spread
 from girsanov.store import cache_folder, fingerprint, read_settings, read_tensors, write_folder
 from girsanov.train import PromptSource, Run, TrainConfig, fit
 
 EVALUATION_SEED, PAIR_SEED = 1_000_003, 7_000_003
-DRAW = Sampling(max_tokens=ROW - 1)
 FORMAT, MARKER = "girsanov-words", "words.json"
-METRICS = (
-    Metric("reward", "Reward", "high"),
-    Metric("judge", "Real words", "high", percent=True),
-    Metric("diversity", "Different words", percent=True),
-    Metric("kl", "KL from the pretrained model"),
-)
 LISTS = ("plackett-luce", "infonca", "exo-list", "nca", "pro", "rrhf", "lipo", "rank-dpo")
 IMITATION = ("best-of-n", "raft", "rest", "superhf")
 OWN: dict[str, dict[str, Any]] = {
@@ -124,16 +114,17 @@ class WordsRecipe(Recipe):
 
     def build(self, config: WordsConfig, device: torch.device, accelerator: Any = None) -> Assembled:
         """Words, pretrained model, comparisons or requests, method and evaluation."""
-        words = load_words()
-        model = pretrained(config, words)
+        words, spread = load_words(), Spread(Reduce(accelerator))
+        with nullcontext() if accelerator is None else accelerator.main_process_first():
+            model = pretrained(config, words)  # one process fills the cache
         model.net.to(device)
         if config.lora is not None:
             add_adapters(model.net, config.lora, seed=config.train.seed)
         policy = Policy(dataclasses.replace(model, autocast=config.autocast))
         reward = make(TextReward, config.reward)
         method = make(LanguageMethod, config.method, reward)
-        source = source_of(config, method, policy, reward)
-        evaluator = Evaluator(words, reward, config.samples, config.evaluation_seed)
+        source = source_of(config, method, policy, reward, spread)
+        evaluator = Evaluator(words, reward, config.samples, config.evaluation_seed, spread)
         share = evaluator.measure(policy, cast(LanguageModel, policy.view("reference")))["judge"]
         return Assembled(
             Run(policy, method, config.train, source, accelerator),
@@ -196,7 +187,9 @@ def pretrained(config: WordsConfig, words: Words) -> LanguageModel:
     return model
 
 
-def source_of(config: WordsConfig, method: LanguageMethod, policy: Policy, reward: TextReward) -> PromptSource:
+def source_of(
+    config: WordsConfig, method: LanguageMethod, policy: Policy, reward: TextReward, spread: Spread | None = None
+) -> PromptSource:
     """First letters to complete; or the pretrained model's words, ranked by an annotator with the reward as taste."""
     if method.data == "prompts":
         return TextRequests(
@@ -205,7 +198,7 @@ def source_of(config: WordsConfig, method: LanguageMethod, policy: Policy, rewar
     model = cast(LanguageModel, policy.view("reference"))
     letters = [LETTERS[i % len(LETTERS)] for i in range(config.pairs)]
     asked = [letter for letter in letters for _ in range(config.items)]
-    rests = draw(model, asked, PAIR_SEED + config.train.seed)
+    rests = draw(model, asked, PAIR_SEED + config.train.seed, spread or Spread())
     groups = [rests[i * config.items : (i + 1) * config.items] for i in range(config.pairs)]
     kept = [(a, sorted(set(g), key=g.index)) for a, g in zip(letters, groups, strict=True)]
     kept = [(a, [w for w in g if w]) for a, g in kept]
@@ -216,73 +209,3 @@ def source_of(config: WordsConfig, method: LanguageMethod, policy: Policy, rewar
     return TextComparisons.encode(
         model.encoder, rows, scores, batch_size=min(config.batch, len(rows)), seed=config.train.seed
     )
-
-
-def draw(model: LanguageModel, letters: Sequence[str], seed: int) -> list[str]:
-    """The rest of a word for every first letter."""
-    prompts = [model.encoder.prompt(c) for c in letters]
-    rows = generate(model, prompts, Noise(seed, 0, torch.arange(len(letters))), DRAW)
-    return model.encoder.texts(rows)
-
-
-class Evaluator:
-    """Words of a model, and what they are worth."""
-
-    def __init__(self, words: Words, reward: TextReward, samples: int, seed: int) -> None:
-        self.words, self.reward, self.samples, self.seed = words, reward, samples, seed
-
-    def __call__(self, run: Run) -> dict[str, float]:
-        """Numbers of the tuned model."""
-        return self.measure(run.policy, cast(LanguageModel, cast(Any, run.model())))
-
-    @torch.no_grad()
-    def measure(self, policy: Policy, model: LanguageModel) -> dict[str, float]:
-        """Reward, share of real and of different words, and KL from the reference, with standard errors."""
-        letters = [LETTERS[i % len(LETTERS)] for i in range(self.samples)]
-        prompts = [model.encoder.prompt(c) for c in letters]
-        rows = generate(model, prompts, Noise(self.seed, 0, torch.arange(self.samples)), DRAW)
-        rests = model.encoder.texts(rows)
-        drawn = [a + w for a, w in zip(letters, rests, strict=True)]
-        reference = cast(LanguageModel, policy.view("reference"))
-        numbers: dict[str, Tensor] = {
-            "reward": self.reward(letters, rests),
-            "judge": torch.tensor([float(w in self.words) for w in drawn]),
-            "kl": (model.logp(rows) - reference.logp(rows)).cpu(),
-        }
-        means = {k: float(v.double().mean()) for k, v in numbers.items()}
-        errors = {f"{k}_se": float(v.double().std()) / math.sqrt(len(v)) for k, v in numbers.items()}
-        return means | errors | {"diversity": len(set(drawn)) / len(drawn)}
-
-    def sample(self, model: ModelLike, n: int, seed: int) -> Samples:
-        """n words, the letters in turn."""
-        letters = [LETTERS[i % len(LETTERS)] for i in range(n)]
-        rests = draw(cast(LanguageModel, cast(Any, model)), letters, seed)
-        drawn = tuple(a + w for a, w in zip(letters, rests, strict=True))
-        return Samples(torch.zeros(n, 0), drawn)
-
-    def draw(self, samples: Samples) -> bytes:
-        """Words in columns as PNG; real ones are dark."""
-        return picture(samples.labels, self.words)
-
-
-def picture(words: Sequence[str], known: Words) -> bytes:
-    """Words in columns of 26 as PNG bytes."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    columns = max(1, math.ceil(len(words) / len(LETTERS)))
-    figure = Figure(figsize=(1.35 * columns, 5.6), dpi=140)
-    FigureCanvasAgg(figure)
-    for i, word in enumerate(words):
-        column, row = divmod(i, len(LETTERS))
-        colour = "#211f1c" if word in known else "#b0a797"
-        x, y = (column + 0.12) / columns, 1 - (row + 0.7) / len(LETTERS)
-        figure.text(x, y, word, fontsize=9, family="monospace", color=colour)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", facecolor="white")
-    return buffer.getvalue()
-
-
-def write(samples: Samples, folder: Path) -> None:
-    """The words, one a line, in ``words.txt``."""
-    (folder / "words.txt").write_text("\n".join(samples.labels) + "\n", encoding="utf-8")

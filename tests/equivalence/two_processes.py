@@ -23,7 +23,8 @@ from girsanov.methods import METHODS
 from girsanov.policy import Policy
 from girsanov.problems import LinearReward
 from girsanov.prompts import ClassPrompts
-from girsanov.recipes.words import DRAW, WordsConfig, fresh, source_of
+from girsanov.recipes.words import WordsConfig, fresh, source_of
+from girsanov.recipes.words_evaluation import DRAW
 from girsanov.train import Run, TrainConfig, iterate
 from tests.tiny import tiny_run
 
