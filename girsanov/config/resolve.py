@@ -101,7 +101,8 @@ def _resolve_fields(
         known = {name: (annotation, getattr(default, name)) for name, (annotation, _) in known.items()}
     for name in value:
         if name not in known:
-            problems.add(f"{place}.{name}".lstrip("."), unknown(str(name), known))
+            why = getattr(factory, "absent", {}).get(name)
+            problems.add(f"{place}.{name}".lstrip("."), why or unknown(str(name), known))
     full = {}
     for name, (annotation, usual) in known.items():
         inner = f"{place}.{name}".lstrip(".")

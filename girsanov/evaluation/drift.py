@@ -54,7 +54,7 @@ def path_kl(
             "the path KL of a deterministic sampler is infinite: measure energy(...), or path_kl with GDDIM(eta=1.0)"
         )
     for tr in trajectory.trainable:
-        mean = sampler.kernel(reference, tr.x_t, tr.step, trajectory.cond, tr.state)[0].mean
+        mean = sampler.kernel(reference, tr.asked, tr.step, trajectory.cond, tr.state)[0].mean
         total += _kl(tr.mean, mean, tr.std)
     return total
 
@@ -73,9 +73,9 @@ def kernel_kl(model: ModelLike, reference: ModelLike, sampler: Sampler, trajecto
         )
     found = []
     for tr in trajectory:
-        kernel = sampler.kernel(model, tr.x_t, tr.step, trajectory.cond)[0]
+        kernel = sampler.kernel(model, tr.asked, tr.step, trajectory.cond)[0]
         if kernel.stochastic:
-            other = sampler.kernel(reference, tr.x_t, tr.step, trajectory.cond)[0]
+            other = sampler.kernel(reference, tr.asked, tr.step, trajectory.cond)[0]
             found.append(_kl(kernel.mean, other.mean, kernel.std))
     if not found:
         raise GirsanovError(
@@ -108,6 +108,6 @@ def energy(
     trajectory = rollout(model, sampler, grid, x_T, cond, noise=noise)
     total = torch.zeros(len(x_T), dtype=torch.float64, device=x_T.device)
     for tr in trajectory:
-        gap = velocity(model, tr.x_t, tr.step.t, cond) - velocity(reference, tr.x_t, tr.step.t, cond)
+        gap = velocity(model, tr.asked, tr.step.t, cond) - velocity(reference, tr.asked, tr.step.t, cond)
         total += tr.step.h.abs().to(total.device) * gap.double().flatten(1).square().sum(1)
     return total

@@ -71,9 +71,14 @@ class Method(ABC):
 
     Attributes:
         data: what ``collect`` takes.
+        absent: settings of other methods that this one has no use for, and why; what a configuration is told.
     """
 
     data: ClassVar[Data] = "prompts"
+    absent: ClassVar[Mapping[str, str]] = {
+        "storage": "is refused: this method goes back to no states of a chain, so there are none to keep in half "
+        "precision; leave it out"
+    }
 
     def setup(self, policy: Policy) -> State:
         """The method's moving state at iteration 0; starts moving copies of the policy if it needs them."""

@@ -14,7 +14,7 @@ from girsanov.methods.base import Chunk
 from girsanov.models import velocity
 from girsanov.policy import Policy
 from girsanov.reductions import as_wide
-from girsanov.types import Batch, Cond
+from girsanov.types import Batch, Cond, wide
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Target:
     """The regression at one point of each sample's path.
 
     Attributes:
-        x: [B, *D].
+        x: [B, *D], in the dtype that states are kept in.
         t: [] (the same for all samples).
         reference: velocity of the reference at x, [B, *D].
         control: ``u*``, [B, *D].
@@ -58,7 +58,7 @@ def regression(policy: Policy, batch: AdjointBatch) -> Iterator[Chunk]:
     """
     n = len(batch.targets)
     for target in batch.targets:
-        control = velocity(policy.view("current", "train"), target.x, target.t, batch.cond) - target.reference
+        control = velocity(policy.view("current", "train"), wide(target.x), target.t, batch.cond) - target.reference
         error = target.weight * (control - target.control).square().flatten(1).sum(1)
         metrics = {"control": size(control.detach()), "target": size(target.control)}
         if target.limit is not None:

@@ -34,7 +34,7 @@ from girsanov.methods.adjoint.sweep import push
 from girsanov.methods.adjoint.targets import Problem, TargetRule
 from girsanov.methods.differentiable import scores
 from girsanov.models import velocity
-from girsanov.types import Stage
+from girsanov.types import Stage, wide
 
 
 @dataclass(frozen=True)
@@ -108,8 +108,9 @@ def current_controls(problem: Problem) -> list[list[Tensor]]:
     """``v_theta - v_ref`` at every stage of the path."""
 
     def control(s: Stage) -> Tensor:
-        tuned = velocity(problem.model, s.x, s.t, problem.cond)
-        return tuned - velocity(problem.reference, s.x, s.t, problem.cond)
+        x = wide(s.x)
+        tuned = velocity(problem.model, x, s.t, problem.cond)
+        return tuned - velocity(problem.reference, x, s.t, problem.cond)
 
     return [[control(s) for s in tr.stages] for tr in problem.path.transitions]
 
@@ -117,7 +118,7 @@ def current_controls(problem: Problem) -> list[list[Tensor]]:
 @torch.no_grad()
 def corrected_path(problem: Problem, controls: list[list[Tensor]]) -> tuple[Target, ...]:
     """The reference run from the window's start under given controls: one target a stage."""
-    x, targets = problem.path.transitions[0].x_t, list[Target]()
+    x, targets = problem.path.transitions[0].asked, list[Target]()
     for tr, us in zip(problem.path.transitions, controls, strict=True):
         dialogue, stages, velocities = (
             problem.sampler.stages(problem.reference, x, tr.step),

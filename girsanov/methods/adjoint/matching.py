@@ -38,9 +38,10 @@ from torch import Tensor
 from girsanov.errors import GirsanovError
 from girsanov.grids import Grid
 from girsanov.methods.adjoint.base import AdjointBatch, Target, guided_alike, regression
-from girsanov.methods.base import Chunk, Method, State, Turn
+from girsanov.methods.base import Chunk, State, Turn
 from girsanov.methods.differentiable import require_gradient, reward_gradient
 from girsanov.methods.policy_gradient.steps import AllSteps, Steps
+from girsanov.methods.states import KeepsStates
 from girsanov.models import velocity
 from girsanov.policy import Policy
 from girsanov.predictions import add_scaled, convert
@@ -48,12 +49,11 @@ from girsanov.rewards.base import Reward
 from girsanov.rollout import rollout
 from girsanov.samplers.base import AffineSampler
 from girsanov.samplers.gddim import GDDIM
-from girsanov.starts import first_states
 from girsanov.types import Batch, Cond, Prompts, Transition
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdjointMatching(Method):
+class AdjointMatching(KeepsStates):
     """Adjoint matching for any one-stage stochastic sampler.
 
     Attributes:
@@ -103,7 +103,7 @@ class AdjointMatching(Method):
         chosen = [noisy[k] for k in self.steps(len(noisy), turn)]
         with torch.no_grad():
             model, noise = policy.view("current", "rollout"), turn.noise(prompts.ids)
-            x_T = first_states(model, self.grid, noise, prompts.cond, policy.dtype)
+            x_T = self.begin(policy, model, self.grid, noise, prompts.cond)
             kept = range(min(chosen), n)
             path = rollout(model, self.sampler, self.grid, x_T, prompts.cond, noise=noise, keep=kept)
         end, steps = path.x0, list(path.transitions)
@@ -114,7 +114,7 @@ class AdjointMatching(Method):
             carry = bool(steps)
             x, mean, gain, v = self.linearise(policy, tr, prompts.cond, carry)
             if tr.step.i == n - 1:
-                end = add_scaled(tr.x_t, v, tr.step.h) if self.noiseless_last else end
+                end = add_scaled(tr.asked, v, tr.step.h) if self.noiseless_last else end
                 reward, gradient = reward_gradient(self.reward, model, end, prompts)
                 costate = -gradient / self.beta
             if tr.step.i in chosen:
@@ -129,17 +129,17 @@ class AdjointMatching(Method):
         """The state with (if carried) a graph to the reference's mean, ``d mean / d v``, the reference's velocity."""
         model = policy.view("reference", "adjoint")
         with torch.set_grad_enabled(carry):
-            x = tr.x_t.detach().requires_grad_(carry)
+            x = tr.asked.detach().requires_grad_(carry)
             kernel, _ = self.sampler.kernel(model, x, tr.step, cond)
         assert kernel.gain is not None and kernel.raw is not None
-        v = convert(kernel.raw[1].detach(), tr.x_t, model.process(tr.step.t), model.prediction, "velocity")
+        v = convert(kernel.raw[1].detach(), tr.asked, model.process(tr.step.t), model.prediction, "velocity")
         return x, kernel.mean, float(kernel.gain), v
 
     def target(self, policy: Policy, tr: Transition, v: Tensor, gain: float, costate: Tensor, cond: Cond) -> Target:
         """``u* = -std^2 a_s / gain`` with weight ``(gain / std)^2``, from the costate after the step."""
         if not guided_alike(policy):
             with torch.no_grad():
-                v = velocity(policy.view("reference", "train"), tr.x_t, tr.step.t, cond)
+                v = velocity(policy.view("reference", "train"), tr.asked, tr.step.t, cond)
         std = float(tr.std)
         limit = None if self.clip is None else self.clip / self.beta**2 * abs(float(tr.step.h))
         return Target(tr.x_t, tr.step.t, v, costate * (-(std**2) / gain), (gain / std) ** 2, limit)

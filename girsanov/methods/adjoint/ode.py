@@ -42,20 +42,20 @@ from girsanov.grids import Grid
 from girsanov.methods.adjoint.base import AdjointBatch, regression
 from girsanov.methods.adjoint.costs import Cost, QuadraticCost
 from girsanov.methods.adjoint.targets import FirstOrder, Problem, TargetRule
-from girsanov.methods.base import Chunk, Method, State, Turn
+from girsanov.methods.base import Chunk, State, Turn
 from girsanov.methods.differentiable import require_gradient
+from girsanov.methods.states import KeepsStates
 from girsanov.models import Gated, ModelLike
 from girsanov.policy import Policy
 from girsanov.rewards.base import Reward
 from girsanov.rollout import rollout
 from girsanov.samplers.base import AffineSampler, Sampler
 from girsanov.samplers.euler import Euler
-from girsanov.starts import first_states
 from girsanov.types import Batch, Prompts
 
 
 @dataclass(frozen=True, kw_only=True)
-class ODEAdjointMatching(Method):
+class ODEAdjointMatching(KeepsStates):
     """Deterministic adjoint matching, full or truncated to the last ``last`` steps.
 
     Attributes:
@@ -108,7 +108,7 @@ class ODEAdjointMatching(Method):
         """One deterministic rollout and its targets."""
         with torch.no_grad():
             model = self.deploy(policy)
-            x_T = first_states(model, self.grid, turn.noise(prompts.ids), prompts.cond, policy.dtype)
+            x_T = self.begin(policy, model, self.grid, turn.noise(prompts.ids), prompts.cond)
             window = range(self.first, len(self.grid))
             path = rollout(model, self.sampler, self.grid, x_T, prompts.cond, keep=window)
         problem = Problem(policy, model, self.sampler, path, self.reward, self.cost, prompts)

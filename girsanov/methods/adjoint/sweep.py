@@ -55,7 +55,7 @@ def pull(
     Without ``carry`` the first is None, and the network is not differentiated further than the others need.
     """
     with torch.enable_grad():
-        x = tr.x_t.detach().requires_grad_(carry)
+        x = tr.asked.detach().requires_grad_(carry)
         shifts = [torch.zeros_like(x, requires_grad=True) for _ in tr.stages]
         end, velocities = along(sampler, model, tr, cond)(x, *shifts)
         found = list(torch.autograd.grad(end, [x, *shifts] if carry else shifts, costate))
@@ -71,7 +71,7 @@ def push(
     Attention runs as plain matrix products meanwhile: its fused kernels have no forward derivative.
     """
     with forward_ad.dual_level(), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-        x = forward_ad.make_dual(tr.x_t, shift)
+        x = forward_ad.make_dual(tr.asked, shift)
         moved = [forward_ad.make_dual(torch.zeros_like(u), u) for u in controls]
         end, _ = along(sampler, model, tr, cond)(x, *moved)
         return forward_ad.unpack_dual(end).tangent

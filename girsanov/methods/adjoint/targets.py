@@ -21,7 +21,7 @@ from girsanov.models import ModelLike, velocity
 from girsanov.policy import Policy
 from girsanov.rewards.base import Reward
 from girsanov.samplers.base import Sampler
-from girsanov.types import Cond, Prompts, Stage, Trajectory, Transition
+from girsanov.types import Cond, Prompts, Stage, Trajectory, Transition, wide
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Problem:
         if not guided_alike(self.policy):
             plain = self.policy.view("reference", "train")
             with torch.no_grad():
-                velocities = [velocity(plain, s.x, s.t, self.cond) for s in stages]
+                velocities = [velocity(plain, wide(s.x), s.t, self.cond) for s in stages]
         return [Target(s.x, s.t, v, u) for s, v, u in zip(stages, velocities, controls, strict=True)]
 
 

@@ -34,7 +34,7 @@ class Point:
     """A state at which the value is regressed.
 
     Attributes:
-        x, t: [B, *D] and [].
+        x, t: [B, *D] (in the dtype that states are kept in) and [].
         reward: reward of the denoised sample, [B], or None.
         target: [B]; a sample without a reward has NaN.
     """

@@ -47,7 +47,7 @@ class Critic:
         """The step as it was seen, and the kernel it was drawn from with its gain; ``wanted``: its gradient too."""
         grad = self.gradient and wanted
         with torch.set_grad_enabled(grad):
-            x = tr.x_t.detach().requires_grad_(grad)
+            x = tr.asked.detach().requires_grad_(grad)
             kernel = self.sampler.kernel(self.reference, x, tr.step, self.prompts.cond)[0]
             clean = kernel.x0 if self.value.skip.uses_reward else None
             reward, value, gradient = self.judge(x, tr.step.t, clean, grad)

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from girsanov.distributed import held
 from girsanov.errors import GirsanovError
 from girsanov.grids import Grid
-from girsanov.methods.base import Chunk, Method, State, Turn
+from girsanov.methods.base import Chunk, State, Turn
 from girsanov.methods.continuous.batch import Part, ValuedPaths
 from girsanov.methods.continuous.observe import observe
 from girsanov.methods.continuous.price import PathKLPrice, Price
@@ -33,16 +33,17 @@ from girsanov.methods.continuous.returns import LambdaReturn, ValueTarget
 from girsanov.methods.continuous.trust import TrustRegion, moving
 from girsanov.methods.continuous.updates import GradientForm, PolicyUpdate
 from girsanov.methods.policy_gradient.steps import AllSteps, Steps
+from girsanov.methods.states import KeepsStates
 from girsanov.nets.value import DenoisedReward, Value, ValueDesign
 from girsanov.policy import Policy
 from girsanov.rewards.base import Reward
 from girsanov.samplers.base import AffineSampler
 from girsanov.samplers.gddim import GDDIM
-from girsanov.types import Batch, Kernel, Prompts
+from girsanov.types import Batch, Kernel, Prompts, wide
 
 
 @dataclass(frozen=True, kw_only=True)
-class CTRL(Method):
+class CTRL(KeepsStates):
     """Score as action for any sampler of one stage.
 
     Attributes:
@@ -109,7 +110,7 @@ class CTRL(Method):
 
     def kernel(self, policy: Policy, part: Part) -> Kernel:
         """The kernel of the policy at a trained step."""
-        return self.sampler.kernel(policy.view("current", "train"), part.tr.x_t, part.tr.step, part.tr.cond)[0]
+        return self.sampler.kernel(policy.view("current", "train"), part.tr.asked, part.tr.step, part.tr.cond)[0]
 
     @torch.no_grad()
     def anchor(self, policy: Policy, batch: Batch, state: State) -> Batch:
@@ -136,7 +137,7 @@ class CTRL(Method):
         for point in batch.points:
             clean = None if point.reward is None else point.reward.nan_to_num()
             kept = point.target.isfinite() & (clean is None or clean == point.reward)
-            error = value(point.x, point.t, batch.cond, clean) - point.target.nan_to_num().to(point.x)
+            error = value(wide(point.x), point.t, batch.cond, clean) - point.target.nan_to_num().to(wide(point.x))
             loss = torch.where(kept, (error / value.scale).square(), 0 * error).mean()
             yield Chunk(loss / len(batch.points), module="value")
 

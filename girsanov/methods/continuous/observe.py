@@ -16,7 +16,6 @@ from girsanov.methods.online import sample_and_score
 from girsanov.nets.value import Value
 from girsanov.policy import Policy
 from girsanov.rewards.scores import weights
-from girsanov.starts import first_states
 from girsanov.types import Kernel, Prompts, Trajectory
 
 if TYPE_CHECKING:
@@ -30,7 +29,7 @@ def observe(method: "CTRL", value: Value, policy: Policy, prompts: Prompts, stat
     """
     with torch.no_grad():
         model, noise = policy.view("current", "rollout"), turn.noise(prompts.ids)
-        x_T = first_states(model, method.grid, noise, prompts.cond, policy.dtype)
+        x_T = method.begin(policy, model, method.grid, noise, prompts.cond)
         asked = (prompts, method.reward, turn)
         path, pending = sample_and_score(
             model, method.sampler, method.grid, x_T, *asked, micro_batch=method.rollout_micro_batch
@@ -77,7 +76,7 @@ def part_of(
     if reference is not None and policy.guidance.get("rollout", 1.0) != policy.guidance.get("train", 1.0):
         with torch.no_grad():
             model = policy.view("reference", "train")
-            reference = method.sampler.kernel(model, tr.x_t, tr.step, tr.cond)[0].mean
+            reference = method.sampler.kernel(model, tr.asked, tr.step, tr.cond)[0].mean
     return Part(tr, method.update.signal(here, seen[k + 1], kernels[k], method.price, turn), reference)
 
 
@@ -110,7 +109,7 @@ def adapt(method: "CTRL", policy: Policy, path: Trajectory, state: State, turn: 
     model = policy.view("old", "rollout")
     moved = torch.zeros(len(path), dtype=torch.float64, device=path.x0.device)
     for tr in path.trainable:
-        mean = method.sampler.kernel(model, tr.x_t, tr.step, tr.cond)[0].mean
+        mean = method.sampler.kernel(model, tr.asked, tr.step, tr.cond)[0].mean
         moved = moved + Kernel(tr.mean, tr.std, True).kl(mean)
     mean_kl = float(turn.reduce.gather(moved).mean())
     if turn.index > method.pretrain:

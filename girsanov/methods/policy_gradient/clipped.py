@@ -32,7 +32,7 @@ from girsanov.errors import GirsanovError
 from girsanov.grids import Grid
 from girsanov.methods.advantages.base import Advantage, GroupNormalised
 from girsanov.methods.advantages.robust import Clipped
-from girsanov.methods.base import Chunk, Method, State, Turn
+from girsanov.methods.base import Chunk, State, Turn
 from girsanov.methods.policy_gradient.batch import PathBatch, Scored, no_density, no_noise
 from girsanov.methods.policy_gradient.credit import PlainRatio, Ratio, StepWeight, Uniform
 from girsanov.methods.policy_gradient.paths import Chains, Paths
@@ -40,17 +40,17 @@ from girsanov.methods.policy_gradient.penalty import Penalty
 from girsanov.methods.policy_gradient.schedules import SamplerSchedule, Unchanged
 from girsanov.methods.policy_gradient.steps import AllSteps, Steps
 from girsanov.methods.policy_gradient.trees import Trees
+from girsanov.methods.states import KeepsStates
 from girsanov.policy import Policy
 from girsanov.rewards.base import Reward
 from girsanov.samplers.base import Sampler
 from girsanov.samplers.gddim import GDDIM
-from girsanov.starts import STORAGE, Storage, first_states
 from girsanov.surrogates import Clip, Surrogate, ratio_of
 from girsanov.types import Batch, Kernel, Prompts
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClippedPG(Method):
+class ClippedPG(KeepsStates):
     """Policy gradient through the density of the sampler's steps.
 
     Attributes:
@@ -66,7 +66,6 @@ class ClippedPG(Method):
         correct: cap of the sampler-to-trainer ratio that the advantage is multiplied by; None leaves it out.
         paths: chains, or trees that share their beginnings.
         rollout_micro_batch: samples rolled out at a time, each lot scored while the next is rolled out; None is all.
-        storage: dtype of the states: "bf16" and "fp16" take half the memory (``rollout.py``); None is the policy's.
     """
 
     reward: Reward
@@ -83,7 +82,6 @@ class ClippedPG(Method):
     correct: float | None = None
     paths: Paths = Chains()
     rollout_micro_batch: int | None = None
-    storage: Storage | None = None
 
     def __post_init__(self) -> None:
         sampler = self.schedule.at(self.sampler, self.grid, Turn(0, 0))
@@ -97,7 +95,7 @@ class ClippedPG(Method):
         sampler, model = self.schedule.at(self.sampler, self.grid, turn), policy.view("current", "rollout")
         key = prompts.group if self.same_start else prompts.ids
         with torch.no_grad():
-            x_T = first_states(model, self.grid, turn.noise(key), prompts.cond, STORAGE.get(self.storage, policy.dtype))
+            x_T = self.begin(policy, model, self.grid, turn.noise(key), prompts.cond)
             grid, rest = self.schedule.times(sampler, self.grid), (prompts, self.reward, turn, self.rollout_micro_batch)
             path, pending = self.paths.sample(model, sampler, grid, x_T, *rest)
         if not path.trainable:

@@ -20,23 +20,23 @@ import torch
 
 from girsanov.errors import GirsanovError
 from girsanov.grids import Grid
-from girsanov.methods.base import Chunk, Method, State, Turn
+from girsanov.methods.base import Chunk, State, Turn
 from girsanov.methods.online import sample_and_score
 from girsanov.methods.preference.base import pair_metrics
 from girsanov.methods.preference.groups import best_and_worst, total
 from girsanov.methods.preference.paths import PairedPaths, chosen_steps, clipped, log_ratios, needs_density
+from girsanov.methods.states import KeepsStates
 from girsanov.policy import Policy
 from girsanov.preferences.links import Link, Logistic
 from girsanov.reductions import Reduction
 from girsanov.rewards.base import Reward
 from girsanov.samplers.base import Sampler
 from girsanov.samplers.gddim import GDDIM
-from girsanov.starts import first_states
 from girsanov.types import Batch, Prompts
 
 
 @dataclass(frozen=True, kw_only=True)
-class D3PO(Method):
+class D3PO(KeepsStates):
     """DPO on the steps of sampled chains.
 
     Attributes:
@@ -67,7 +67,7 @@ class D3PO(Method):
         """One rollout; the best and the worst chain of every group, with the reference's means."""
         model = policy.view("current", "rollout")
         with torch.no_grad():
-            x_T = first_states(model, self.grid, turn.noise(prompts.ids), prompts.cond, policy.dtype)
+            x_T = self.begin(policy, model, self.grid, turn.noise(prompts.ids), prompts.cond)
             path, pending = sample_and_score(
                 model, self.sampler, self.grid, x_T, prompts, self.reward, turn, micro_batch=self.rollout_micro_batch
             )

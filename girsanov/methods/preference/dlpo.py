@@ -23,17 +23,17 @@ from girsanov.errors import GirsanovError
 from girsanov.grids import Grid
 from girsanov.methods.advantages.base import Advantage, LeaveOneOut
 from girsanov.methods.advantages.scoring import judge, reward_metrics
-from girsanov.methods.base import Chunk, Method, State, Turn
+from girsanov.methods.base import Chunk, State, Turn
 from girsanov.methods.online import sample_and_score
 from girsanov.methods.policy_gradient.batch import Scored
 from girsanov.methods.preference.paths import needs_density
+from girsanov.methods.states import KeepsStates
 from girsanov.policy import Policy
 from girsanov.predictions import combine, convert
 from girsanov.reductions import Reduction, square_distance
 from girsanov.rewards.base import Reward
 from girsanov.samplers.base import Sampler
 from girsanov.samplers.gddim import GDDIM
-from girsanov.starts import first_states
 from girsanov.surrogates import ScoreFunction
 from girsanov.types import Batch, Kernel, Prompts
 
@@ -54,7 +54,7 @@ class EndedChains(Batch):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DLPO(Method):
+class DLPO(KeepsStates):
     """Score function with the diffusion loss in the reward.
 
     Attributes:
@@ -83,7 +83,7 @@ class DLPO(Method):
         """One rollout and its advantages."""
         model = policy.view("current", "rollout")
         with torch.no_grad():
-            x_T = first_states(model, self.grid, turn.noise(prompts.ids), prompts.cond, policy.dtype)
+            x_T = self.begin(policy, model, self.grid, turn.noise(prompts.ids), prompts.cond)
             path, pending = sample_and_score(
                 model, self.sampler, self.grid, x_T, prompts, self.reward, turn, micro_batch=self.rollout_micro_batch
             )

@@ -30,20 +30,20 @@ from torch import Tensor
 
 from girsanov.errors import GirsanovError
 from girsanov.grids import Grid
-from girsanov.methods.base import Chunk, Method, State, Turn
+from girsanov.methods.base import Chunk, State, Turn
 from girsanov.methods.online import sample_and_score
 from girsanov.methods.preference.groups import neighbours, total
 from girsanov.methods.preference.paths import PairedPaths, chosen_steps, log_ratios, needs_density
+from girsanov.methods.states import KeepsStates
 from girsanov.policy import Policy
 from girsanov.rewards.base import Reward
 from girsanov.samplers.base import Sampler
 from girsanov.samplers.gddim import GDDIM
-from girsanov.starts import first_states
 from girsanov.types import Batch, Prompts
 
 
 @dataclass(frozen=True, kw_only=True)
-class PRDP(Method):
+class PRDP(KeepsStates):
     """Proximal reward difference prediction.
 
     Attributes:
@@ -72,7 +72,7 @@ class PRDP(Method):
         """One rollout; neighbours of every group, with the reference's means and the log-ratios as they are."""
         model, key = policy.view("current", "rollout"), prompts.group if self.same_start else prompts.ids
         with torch.no_grad():
-            x_T = first_states(model, self.grid, turn.noise(key), prompts.cond, policy.dtype)
+            x_T = self.begin(policy, model, self.grid, turn.noise(key), prompts.cond)
             path, pending = sample_and_score(
                 model, self.sampler, self.grid, x_T, prompts, self.reward, turn, micro_batch=self.rollout_micro_batch
             )

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from girsanov.errors import GirsanovError
 from girsanov.grids import Grid
-from girsanov.methods.base import Chunk, Method, State, Turn
+from girsanov.methods.base import Chunk, State, Turn
 from girsanov.methods.forward.times import UniformTimes
 from girsanov.methods.online import WALK
 from girsanov.methods.policy_gradient.batch import Scored
@@ -40,6 +40,7 @@ from girsanov.methods.preference.candidates import StepPairs, candidates, judged
 from girsanov.methods.preference.groups import partners, total
 from girsanov.methods.preference.noised import Noised
 from girsanov.methods.preference.paths import clipped, log_ratios, needs_density
+from girsanov.methods.states import KeepsStates
 from girsanov.models import Shared
 from girsanov.nets.value import ScalarMLPConfig, ScalarNet, check_values
 from girsanov.policy import Policy
@@ -51,12 +52,11 @@ from girsanov.rewards.base import Reward
 from girsanov.rewards.scores import submit
 from girsanov.samplers.base import Sampler
 from girsanov.samplers.gddim import GDDIM
-from girsanov.starts import first_states
-from girsanov.types import Batch, Cond, Prompts
+from girsanov.types import Batch, Cond, Prompts, wide
 
 
 @dataclass(frozen=True, kw_only=True)
-class SPO(Method):
+class SPO(KeepsStates):
     """Step-aware preference optimisation.
 
     Attributes:
@@ -112,7 +112,7 @@ class SPO(Method):
     def collect(self, policy: Policy, prompts: Prompts, state: State, turn: Turn) -> Batch:
         """One rollout with k candidates a step; their pairs by V; pairs of ends by the reward."""
         model = policy.view("current", "rollout")
-        x_T = first_states(model, self.grid, turn.noise(prompts.ids), prompts.cond, policy.dtype)
+        x_T = self.begin(policy, model, self.grid, turn.noise(prompts.ids), prompts.cond)
         path = candidates(model, self.sampler, self.grid, x_T, prompts, turn, self.k, WALK)
         x0 = path.x0[:: self.k]
         pending = submit(self.reward, model.decode(x0), prompts)
@@ -122,7 +122,7 @@ class SPO(Method):
         base, parts = Shared(policy.view("reference", "train"), 2), list[Scored]()
         for tr in path.trainable:
             if tr.step.i >= first:
-                v = self.score(tr.x_s, tr.step.s, tr.cond or prompts.cond)
+                v = self.score(wide(tr.x_s), tr.step.s, tr.cond or prompts.cond)
                 parts.append(step_pairs(tr, self.sampler, v, self.k, self.threshold).with_reference(base))
         reward = total(self.reward, pending, turn)
         other, mask = partners(reward, prompts.group)
