@@ -22,8 +22,8 @@ def accelerator_of(recipe: Recipe, config: RunConfig, device: torch.device) -> A
     """
     if config.shard and not recipe.splits:
         raise GirsanovError(
-            f"the recipe {recipe.name} cannot split its network over processes: leave shard=true out, every process "
-            "then holds all of it"
+            f"the networks of the recipe {recipe.name} are a few numbers, and there is nothing to split over "
+            "processes: leave shard=true out, every process then holds all of them"
         )
     check(os.environ, config)
     first = os.environ.get("RANK", "0") == "0"

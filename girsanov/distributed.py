@@ -151,6 +151,13 @@ def is_split(x: Tensor) -> bool:
     return hasattr(x, "device_mesh")
 
 
+def everywhere(flag: bool, device: torch.device) -> bool:
+    """Whether a flag is up on all processes; all must call, and have a network that is split on ``device``."""
+    found = torch.tensor(float(flag), device=device)
+    torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MIN)
+    return bool(found > 0)
+
+
 def held(x: Any) -> Tensor:
     """What this process holds of a tensor, sharing its memory: all of it, or its part (maybe of no elements)."""
     return x.to_local() if is_split(x) else x

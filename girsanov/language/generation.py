@@ -2,7 +2,8 @@
 
 Every sample has a uniform number a token from its own stream (seed, iteration, id), and the token is where the
 cumulative law passes it: one process and two, one batch and several, and a resumed run draw the same completions.
-Prompts are padded at their start, keys and values are cached, and rows that have ended wait for the others.
+Prompts are padded at their start, keys and values are cached, and rows that have ended wait for the others. So do
+processes, where the network is split over them: one that is done makes passes of a single token until all are.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from girsanov.distributed import everywhere
 from girsanov.errors import GirsanovError
 from girsanov.language.logprobs import wide
 from girsanov.language.model import LanguageModel, LanguageNet
@@ -93,10 +95,9 @@ def generate(
     steps = min(sampling.max_tokens, room)
     u = noise.uniform((steps,))
     end, filler = model.encoder.end, model.encoder.filler
-    if law is None:
-        drawn = model.ask(lambda net: _walk(partial(ahead, net), prompts, u.to(model.device), sampling, end, filler))
-    else:
-        drawn = _walk(law, prompts, u.to(model.device), sampling, end, filler)
+    over = partial(everywhere, device=model.device) if model.split else bool
+    how = (prompts, u.to(model.device), sampling, end, filler, over)
+    drawn = model.ask(lambda net: _walk(partial(ahead, net), *how)) if law is None else _walk(law, *how)
     rows = [[*p, *_until(ids, model.encoder.end)] for p, ids in zip(prompts, drawn.tolist(), strict=True)]
     return pad(rows, [len(p) for p in prompts], model.encoder.filler).to(model.device)
 
@@ -114,22 +115,32 @@ def ahead(net: LanguageNet, tokens: Tensor, mask: Tensor, place: Tensor, cache: 
 
 
 def _walk(
-    law: NextLaw, prompts: Sequence[Sequence[int]], u: Tensor, sampling: Sampling, end: int, filler: int
+    law: NextLaw,
+    prompts: Sequence[Sequence[int]],
+    u: Tensor,
+    sampling: Sampling,
+    end: int,
+    filler: int,
+    over: Callable[[bool], bool],
 ) -> Tensor:
-    """Tokens [B, T] after the prompts."""
+    """Tokens [B, T] after the prompts; ``over(mine)`` says whether all are done, given whether these rows are."""
     device = u.device
     longest = max(map(len, prompts))
     tokens = torch.tensor([[filler] * (longest - len(p)) + list(p) for p in prompts], device=device)
     mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
     place, cache = (mask.cumsum(1) - 1).clamp_min(0), None
     done, drawn = torch.zeros(len(prompts), dtype=torch.bool, device=device), list[Tensor]()
+    idle = tokens[:1, -1:], torch.ones_like(mask[:1, -1:]), torch.zeros_like(place[:1, -1:])
     for t in range(u.shape[1]):
         logits, cache = law(tokens, mask, place, cache)
         picked = sampling.pick(logits, u[:, t])
         drawn.append(torch.where(done, torch.full_like(picked, end), picked))
         done = done | (picked == end)
-        if bool(done.all()):
+        if bool(done.all()) or t + 1 == u.shape[1]:
             break
+        over(False)
         tokens, place = drawn[-1].unsqueeze(1), place[:, -1:] + 1
         mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
+    while not over(True):
+        law(*idle, None)  # a pass is a meeting: the others are not done
     return torch.stack(drawn, 1)

@@ -149,6 +149,6 @@ def save_tuned(net: LanguageNet, encoder: Encoder, weights: Mapping[str, Tensor]
             config.base_model_name_or_path = getattr(net.lm, "name_or_path", None) or None
             config.save_pretrained(str(folder))
             return f"peft.PeftModel.from_pretrained(model, {str(folder)!r})"
-        state = {k: v.detach().cpu() for k, v in net.lm.state_dict().items()} | named
+        state = {k: v.detach().cpu() for k, v in net.lm.state_dict().items() if k not in named} | named
         net.lm.save_pretrained(str(folder), state_dict=state)
     return f"transformers.AutoModelForCausalLM.from_pretrained({str(folder)!r})"

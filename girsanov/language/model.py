@@ -19,8 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from girsanov.adapters.lora import is_linear
+from girsanov.distributed import is_split
 from girsanov.errors import GirsanovError
-from girsanov.language.logprobs import divergence, entropy, token_logp
+from girsanov.language.logprobs import Head, divergence, entropy, token_logp
 from girsanov.language.packing import Packed
 from girsanov.language.tokens import Completions, Encoder
 
@@ -179,6 +180,12 @@ class LanguageModel:
         net = self.net if isinstance(self.net, nn.Module) else self.net.net
         return next(net.parameters()).device
 
+    @property
+    def split(self) -> bool:
+        """Whether the network is split over processes, which then run it together."""
+        net = self.net if isinstance(self.net, nn.Module) else self.net.net
+        return any(is_split(p) for p in net.parameters())
+
     def token_logp(self, batch: Completions) -> Tensor:
         """Log-probs [B, L] of the completions' tokens, 0 elsewhere."""
         return self.ask(lambda net: net.token_logp(batch))
@@ -195,18 +202,23 @@ class LanguageModel:
 
     def divergence_from(self, other: "LanguageModel", batch: Completions) -> Tensor:
         """``sum_t KL(other || this)`` along completions, [B]."""
-        with torch.no_grad():
-            fixed = other.ask(lambda net: net.hidden(batch))
+        head, fixed = other.laws(batch)
 
         def ask(net: LanguageNet) -> Tensor:
             again = bool(net.gradient_checkpointing)
-
-            def head(h: Tensor) -> Tensor:
-                return other.ask(lambda o: o.head(h))
-
             return spread(divergence(net.head, net.hidden(batch), head, fixed, net.chunk, again), batch.own)
 
         return self.ask(ask).sum(1)
+
+    @torch.no_grad()
+    def laws(self, batch: Completions) -> tuple[Head, Tensor]:
+        """What gives the logits of the completions' N tokens, and of what: the head, of hidden states [N, H].
+
+        A network that is split over processes has no head outside its own passes: there they are the logits, [N, V].
+        """
+        if self.split:
+            return nn.Identity(), self.ask(lambda net: net.head(net.hidden(batch)))
+        return lambda h: self.ask(lambda net: net.head(h)), self.ask(lambda net: net.hidden(batch))
 
     def with_net(self, net: Any) -> "LanguageModel":
         """The same with another network."""

@@ -204,7 +204,7 @@ class OfflinePreference(PreferenceMethod):
         batch = ComparedBatch(
             prompts.items,
             valid,
-            ref=self.known(policy, prompts, weight, state),
+            ref=self.known(policy, prompts, weight, state, turn),
             score=self.scores(prompts),
             sign=prompts.sign,
             weight=weight,
@@ -227,15 +227,20 @@ class OfflinePreference(PreferenceMethod):
         """Works out which file the reference's log-probs are in."""
         return {**super().setup(policy), "reference": "" if self.cache is None else digest_of(policy)}
 
-    def known(self, policy: Policy, prompts: ComparedTexts, weight: Tensor | None, state: State) -> Tensor | None:
-        """The reference's log-probs [B, K], read from disk or computed and written there; None without a cache."""
+    def known(
+        self, policy: Policy, prompts: ComparedTexts, weight: Tensor | None, state: State, turn: Turn
+    ) -> Tensor | None:
+        """The reference's log-probs [B, K], read from disk or computed and written there; None without a cache.
+
+        Where one process lacks some all compute theirs: a split network is run by all.
+        """
         k = prompts.valid.shape[1]
         if self.cache is None or REFERENCE in policy.copies or "ref" not in self.needed(k):
             return None
         name = f"{state['reference']}-{prompts.source}" + ("" if weight is None else f"-{self.emphasis:g}")
         store = ReferenceCache(self.cache, name, (prompts.total, k))
         found = store.get(prompts.group)
-        if found is None:
+        if float(turn.reduce.mean_host(torch.tensor(float(found is None)))) > 0 or found is None:
             found = weighted_logp(reference_of(policy), prompts.items, weight)
             store.put(prompts.group, found)
         return found.to(policy.device)

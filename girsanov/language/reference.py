@@ -6,13 +6,16 @@ another model, tokenizer or data set has another file, and a changed one is neve
 """
 
 import hashlib
+import os
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from girsanov.disk import full_disk
+from girsanov.distributed import whole
 from girsanov.errors import GirsanovError
 from girsanov.language.base import view
 from girsanov.policy import Policy
@@ -22,11 +25,10 @@ from girsanov.store import fingerprint
 def digest_of(policy: Policy) -> str:
     """A digest of the reference's weights."""
     other = policy.model.reference
-    own = getattr(view(policy, "reference").net, "weights", {})  # a view's tensors in the place of the parameters
-    if other is not None:
-        own = dict(other.net.named_parameters())
-    named = own if other is not None else dict(policy.net.named_parameters())
-    sums = [f"{name} {fingerprint(own.get(name, p))}" for name, p in sorted(named.items())]
+    net = view(policy, "reference").net if other is None else other.net
+    named = dict((net if isinstance(net, nn.Module) else policy.net).named_parameters())
+    named |= getattr(net, "weights", {})  # a view's tensors in the place of the parameters
+    sums = [f"{name} {fingerprint(cast(Tensor, whole(p.detach())))}" for name, p in sorted(named.items())]
     return hashlib.sha256("\n".join(sums).encode()).hexdigest()[:24]
 
 
@@ -45,7 +47,7 @@ class ReferenceCache:
         if not self.path.exists():
             with full_disk(self.path.name):
                 self.path.parent.mkdir(parents=True, exist_ok=True)
-                draft = self.path.with_suffix(".tmp")
+                draft = self.path.with_suffix(f".{os.getpid()}.tmp")  # other processes make theirs
                 np.full(shape, np.nan).tofile(draft)
                 draft.replace(self.path)
         if self.path.stat().st_size != size:

@@ -23,6 +23,7 @@ from girsanov.language.rewards import TextReward
 from girsanov.language.tokens import Completions
 from girsanov.policy import Policy
 from girsanov.sequences import SEQUENCE_RL, rto_rewards
+from girsanov.sharding import Sharding
 
 
 class DPOModel(TokenReward):
@@ -57,6 +58,8 @@ class DPOModel(TokenReward):
         own = policy.model
         dtype = next(p.dtype for p in policy.net.parameters() if p.is_floating_point())
         tuned = load_beside(self.model, own.encoder, dtype, chunk=own.net.chunk, packed=own.net.packed)
+        if own.split:
+            Sharding(tuned.net, policy.device)
         tuned.net.to(policy.device)
         self.tuned = LanguageModel(tuned.net, tuned.encoder, own.autocast)
 

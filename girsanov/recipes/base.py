@@ -205,7 +205,7 @@ class Recipe(ABC):
         summary: one line for ``girsanov list``.
         config: its configuration class.
         methods: the methods it has settings for; others may work too.
-        splits: whether ``shard`` is possible: every process runs its network equally often.
+        splits: whether ``shard`` is possible: its network is worth it, and every process runs it equally often.
         threads: processor threads that its networks can use; the environment's OMP_NUM_THREADS goes before it. None
             leaves it to torch.
     """

@@ -8,15 +8,16 @@ that is measured is measured on it. Rows that cannot be used are left out, each 
 import dataclasses
 from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from girsanov.config import Part, make
 from girsanov.config.parts import parameters
 from girsanov.data.rankings import in_share, told
-from girsanov.distributed import Reduce
+from girsanov.distributed import Reduce, whole
 from girsanov.errors import GirsanovError
 from girsanov.language.base import LanguageMethod
 from girsanov.language.data import TextComparisons, TextRequests, text_of
@@ -34,6 +35,7 @@ from girsanov.recipes.language_evaluation import LanguageEvaluator, draw, write
 from girsanov.settings import Count, Decay, Natural, NonNegative, settings
 from girsanov.spread import Spread
 from girsanov.train import PromptSource, Run, TrainConfig
+from girsanov.weights import is_lora
 
 EVALUATION_SEED = 1_000_003
 
@@ -130,6 +132,7 @@ class LanguageRecipe(Recipe):
     summary: ClassVar[str] = "a causal language model and your preferences; model=FOLDER data=FILE (extras llm, lora)"
     config: ClassVar[type[RunConfig]] = LanguageConfig
     methods: ClassVar[Sequence[str]] = tuple(LANGUAGE_METHODS)
+    splits: ClassVar[bool] = True
 
     def build(self, config: LanguageConfig, device: torch.device, accelerator: Any = None) -> Assembled:
         """Model, comparisons or prompts, method and evaluation."""
@@ -141,10 +144,12 @@ class LanguageRecipe(Recipe):
         found = material(config, model.encoder, reading(method))
         for line in told(found.left_out):
             tqdm.write(line)
+        sharding = config.split(model.net, device)  # before it is moved: the device need not hold all of it
         model.net.to(device)
         if model.reference is not None:
+            config.split(model.reference.net, device)
             model.reference.net.to(device)
-        policy = Policy(dataclasses.replace(model, autocast=config.autocast))
+        policy = Policy(dataclasses.replace(model, autocast=config.autocast), sharding=sharding)
         evaluator = LanguageEvaluator(
             *tested(model.encoder, found.test),
             found.shown,
@@ -276,7 +281,12 @@ def facts(model: LanguageModel, found: Found) -> dict[str, str]:
 
 def export(model: LanguageModel, run: Run, folder: Any) -> str:
     """Writes the tuned weights for transformers and peft; the line that loads them."""
-    if run.reduce.rank != 0:
-        return ""
-    weights = run.policy.state("current" if run.config.ema is None else "ema")
-    return save_tuned(model.net, model.encoder, weights, folder)
+    first = run.reduce.rank == 0
+    weights = run.policy.state("current" if run.config.ema is None else "ema", keep=first)
+    if not any(map(is_lora, run.policy.names)):  # the whole model is written, frozen parts as well
+        names = {id(p): n for n, p in model.net.named_parameters()}
+        tied = {n: names[id(p)] for n, p in model.net.named_parameters(remove_duplicate=False)}
+        rest = {n: p for n, p in model.net.state_dict().items() if tied.get(n, n) not in run.policy.names}
+        weights |= {n: cast(Tensor, whole(p.detach(), first)) for n, p in rest.items()}
+        weights |= {n: weights[own] for n, own in tied.items() if own in weights}
+    return save_tuned(model.net, model.encoder, weights, folder) if first else ""

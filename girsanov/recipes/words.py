@@ -106,6 +106,7 @@ class WordsRecipe(Recipe):
     summary: ClassVar[str] = "a language model of letters, tuned to words one can read; a minute (extra llm)"
     config: ClassVar[type[RunConfig]] = WordsConfig
     methods: ClassVar[Sequence[str]] = tuple(LANGUAGE_METHODS)
+    splits: ClassVar[bool] = True
     threads: ClassVar[int | None] = 1  # small matrices: a second thread waits more than it works, where others run
 
     def defaults(self, method: str) -> dict[str, Any]:
@@ -117,10 +118,11 @@ class WordsRecipe(Recipe):
         words, spread = load_words(), Spread(Reduce(accelerator))
         with nullcontext() if accelerator is None else accelerator.main_process_first():
             model = pretrained(config, words)  # one process fills the cache
-        model.net.to(device)
         if config.lora is not None:
             add_adapters(model.net, config.lora, seed=config.train.seed)
-        policy = Policy(dataclasses.replace(model, autocast=config.autocast))
+        model.net.to(device)
+        sharding = config.split(model.net, device)
+        policy = Policy(dataclasses.replace(model, autocast=config.autocast), sharding=sharding)
         reward = make(TextReward, config.reward)
         method = make(LanguageMethod, config.method, reward)
         source = source_of(config, method, policy, reward, spread)

@@ -27,6 +27,7 @@ from girsanov.rewards.function import FunctionReward
 from girsanov.sharding import Sharding
 from girsanov.train import PromptSource, Run, TrainConfig, iterate
 from girsanov.types import Cond
+from tests.equivalence import split_language
 
 SHAPE, CLASSES, F64 = (1, 4, 4), 3, torch.float64
 CPU = torch.device("cpu")
@@ -42,9 +43,10 @@ METHODS_HERE: dict[str, dict[str, Any]] = {
 }
 """A member of every family, and its settings."""
 KINDS = ("lora", "full")
-FEW = ("lora/ode-am", "lora/clipped-pg", "full/am", "full/nft", "full/ctrl")
+FEW: tuple[str, ...] = ("lora/ode-am", "lora/clipped-pg", "full/am", "full/nft", "full/ctrl")
 """What the default tests run; the rest is marked slow."""
-ALL = tuple(f"{kind}/{name}" for kind in KINDS for name in METHODS_HERE)
+FEW += split_language.FEW
+ALL = tuple(f"{kind}/{name}" for kind in KINDS for name in METHODS_HERE) + split_language.ALL
 TWICE = {"clipped-pg": {"epochs": 2, "micro_batch": 2, "lr": 1e-5}, "diffusion-dpo": {"micro_batch": 2}}
 """Old policies and gradients added up over micro-batches."""
 
@@ -75,6 +77,8 @@ def source_of(method: Method) -> PromptSource:
 
 def new_run(name: str, kind: str, accelerator: Accelerator | None) -> Run:
     """A run of a method; split where there are several processes."""
+    if name.startswith("words-"):
+        return split_language.new_run(name.removeprefix("words-"), kind, accelerator)
     settings = METHODS_HERE[name] if METHODS[name].data != "prompts" else {"reward": reward(), **METHODS_HERE[name]}
     grid = {} if METHODS[name].data != "prompts" else {"grid": Grid.uniform(2)}
     method = METHODS[name](**settings, **grid)
@@ -152,6 +156,11 @@ def main(out: Path, accelerator: Accelerator | None, cases: tuple[str, ...], one
             other = new_run("nft", kind, accelerator)
             load(other, one / kind / "0000002")
             found[f"{kind}/from_one"] = curve(other, 2)
+    for kind in KINDS:
+        for split in (True, False):
+            run = split_language.new_run("dpo", kind, accelerator, split)
+            curve(run, 1)
+            found[f"{kind}/{'split' if split else 'whole'}/measured"] = split_language.measured(run, accelerator)
     if accelerator is not None:
         run = new_run("nft", "full", accelerator)
         run.state["mine"] = [run.reduce.rank]

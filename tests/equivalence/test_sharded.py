@@ -13,7 +13,7 @@ import torch
 from girsanov.accelerators import accelerator_of
 from girsanov.checkpoint import load
 from girsanov.errors import GirsanovError
-from girsanov.recipes import get_recipe
+from girsanov.recipes import RECIPES, get_recipe
 from girsanov.sharding import Sharding
 from tests.equivalence.sharded import ALL, CPU, FEW, KINDS, METHODS_HERE, curve, main, model_of, new_run
 
@@ -62,7 +62,7 @@ def agree(one: dict[str, Any], two: dict[str, Any], idle: int = 0) -> None:
 
 def idle_of(case: str) -> int:
     """Iterations (of one update) in which only the value of a method learns."""
-    return int(METHODS_HERE[case.split("/")[1]].get("pretrain", 0))
+    return int(METHODS_HERE.get(case.split("/")[1], {}).get("pretrain", 0))
 
 
 @pytest.mark.parametrize("case", FEW)
@@ -101,6 +101,22 @@ def test_checkpoints_go_on_exactly_and_on_another_number_of_processes(
     assert {p.name for p in (folders[1] / kind).rglob("*.*")} == {p.name for p in (folders[2] / kind).rglob("*.*")}
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_processes_measure_a_language_model_together(found: dict[int, Any], kind: str) -> None:
+    """Seven completions in four lots on two processes: the same completions and numbers, and as many passes on each
+    where the network is split; where it is not, two processes need about half as many passes each as one."""
+    one = found[1][f"{kind}/split/measured"]
+    assert len(set(map(tuple, one["texts"]))) > 2 and one["numbers"]["kl"] != 0
+    for place in ("split", "whole"):
+        two = found[2][f"{kind}/{place}/measured"]
+        assert two["texts"] == one["texts"]
+        assert two["numbers"] == pytest.approx(one["numbers"], rel=1e-6, abs=1e-12)
+    calls = found[2][f"{kind}/split/measured"]["calls"]
+    assert len(calls) == 2 and calls[0] == calls[1] > 0
+    whole = found[2][f"{kind}/whole/measured"]["calls"]
+    assert 0 < max(whole) < 0.7 * one["calls"][0]
+
+
 def test_state_that_each_process_holds_for_itself_is_refused_elsewhere(
     found: dict[int, Any], folders: dict[int, Path]
 ) -> None:
@@ -126,7 +142,10 @@ def test_a_network_is_split_over_processes_or_not_at_all(monkeypatch: pytest.Mon
         config(shard=True, train={"optimizer": "adamw8bit"}).split(model_of("full").net, CPU)
 
 
-def test_a_recipe_that_cannot_be_split_says_so() -> None:
-    recipe = get_recipe("language")
-    with pytest.raises(GirsanovError, match="the recipe language cannot split its network"):
+@pytest.mark.parametrize("name", ["lq", "pairs"])
+def test_a_recipe_that_cannot_be_split_says_so(name: str) -> None:
+    """Those of control; all others can."""
+    assert {n for n in RECIPES if not get_recipe(n).splits} == {"lq", "pairs"}
+    recipe = get_recipe(name)
+    with pytest.raises(GirsanovError, match=f"the recipe {name} are a few numbers, and there is nothing to split"):
         accelerator_of(recipe, recipe.config(shard=True), CPU)
