@@ -10,7 +10,7 @@ copies ("ema", "old") hold the trained parameters only.
 import copy
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import torch
 from torch import Tensor, nn
@@ -21,8 +21,11 @@ from girsanov.models import Guided, Model
 from girsanov.sharding import Sharding
 from girsanov.weights import Swapped, Weights
 
-USES = ("rollout", "adjoint", "train")
+Use = Literal["rollout", "adjoint", "train"]
 """What a view is used for; each may be guided on its own."""
+
+USES: tuple[Use, ...] = get_args(Use)
+"""All of them."""
 
 
 class Tunable(Protocol):

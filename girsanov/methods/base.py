@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from girsanov.distributed import Reduce
 from girsanov.models import ModelLike
 from girsanov.noise import Noise
-from girsanov.policy import Policy
+from girsanov.policy import USES, Policy, Use
 from girsanov.types import Batch, Prompts
 
 Data = Literal["prompts", "pairs", "labels", "lists"]
@@ -71,10 +71,12 @@ class Method(ABC):
 
     Attributes:
         data: what ``collect`` takes.
+        guided: the uses of the policy that classifier-free guidance is meant for, unless a recipe is told another.
         absent: settings of other methods that this one has no use for, and why; what a configuration is told.
     """
 
     data: ClassVar[Data] = "prompts"
+    guided: ClassVar[tuple[Use, ...]] = USES
     absent: ClassVar[Mapping[str, str]] = {
         "storage": "is refused: this method goes back to no states of a chain, so there are none to keep in half "
         "precision; leave it out"

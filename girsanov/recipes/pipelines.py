@@ -9,7 +9,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 
@@ -23,9 +23,8 @@ from girsanov.errors import GirsanovError
 from girsanov.items import simulate
 from girsanov.methods import METHODS
 from girsanov.methods.base import Method
-from girsanov.methods.preference.base import ErrorPreference
 from girsanov.models import ModelLike
-from girsanov.policy import Policy
+from girsanov.policy import USES, Policy, Use
 from girsanov.recipes.base import Assembled, Recipe, RunConfig, reward_of
 from girsanov.recipes.media import draw, write
 from girsanov.recipes.pipeline_evaluation import PipelineEvaluator, told
@@ -57,7 +56,8 @@ class PipelineRunConfig(RunConfig):
         reward: what is aimed at; ``my_file.py:fn`` is your own.
         judge: another reward, which training never sees.
         guidance: scale of classifier-free guidance; the pipeline's own by default, 1 is none.
-        guided: where it is used. A policy gradient needs it in rollout and training alike.
+        guided: where it is used; by default where the method was published with it (``Method.guided``). A policy
+            gradient needs it in rollout and training alike.
         groups, group_size: prompts an iteration, over all processes, and samples of each.
         data: pictures that people judged, in any layout of ``girsanov data``, for methods that learn from pairs,
             labels or rankings; the reward is then measured alone.
@@ -87,7 +87,7 @@ class PipelineRunConfig(RunConfig):
     reward: Part[Reward] = Part("compressible")
     judge: Part[Reward] | None = None
     guidance: NonNegative | None = None
-    guided: tuple[Literal["rollout", "adjoint", "train"], ...] = ("rollout", "adjoint", "train")
+    guided: tuple[Use, ...] = USES
     groups: Count = 4
     group_size: Count = 4
     data: str | None = None
@@ -133,10 +133,7 @@ class PipelineRecipe(Recipe):
     splits: ClassVar[bool] = True
 
     def defaults(self, method: str) -> dict[str, Any]:
-        """The pipeline's own times for every method that samples, and a solver that suits any process.
-
-        Losses of denoising errors are published without guidance: the rollout alone has it.
-        """
+        """The pipeline's own times where a method samples, a solver for any process, guidance as the method has it."""
         fields = inspect.signature(METHODS[method]).parameters if method in METHODS else {}
         parts: dict[str, Any] = {}
         if "grid" in fields:
@@ -144,8 +141,7 @@ class PipelineRecipe(Recipe):
         if method == "ode-am":
             parts["sampler"] = {"kind": "gddim", "eta": 0.0}
         found: dict[str, Any] = {"method": parts} if parts else {}
-        on_errors = method in METHODS and issubclass(METHODS[method], ErrorPreference)
-        return found | ({"guided": ["rollout"]} if on_errors else {})
+        return found | ({"guided": list(METHODS[method].guided)} if method in METHODS else {})
 
     @abstractmethod
     def asked(self, config: Any, adapter: Adapter, device: torch.device) -> Asked:
@@ -255,8 +251,15 @@ def facts(adapter: Adapter, config: PipelineRunConfig, scale: float) -> dict[str
     every = sum(p.numel() for p in adapter.network.parameters())
     return {
         "Trained": f"{trained:,} of {every:,} weights of the {adapter.component}",
-        "Drawn": f"latents of {' x '.join(map(str, adapter.shape))}, guidance {scale:g}",
+        "Drawn": f"latents of {' x '.join(map(str, adapter.shape))}, {guidance_told(scale, config.guided)}",
     }
+
+
+def guidance_told(scale: float, uses: Sequence[Use]) -> str:
+    """What reports say of guidance: its scale, and where it is used unless that is everywhere."""
+    if scale == 1.0 or not uses:
+        return "without guidance"
+    return f"guidance {scale:g}" + ("" if set(uses) == set(USES) else f" in {' and '.join(uses)} alone")
 
 
 def export(adapter: Adapter, run: Run, folder: Path) -> str:

@@ -461,8 +461,8 @@ class WideDesign(ValueDesign):
     [
         (lambda: small(sampler=Heun()), "needs a sampler of one stage and one step and Heun is not one"),
         (lambda: small(sampler=Euler()), "path KL of Euler is infinite: use price={kind: energy}"),
-        (lambda: small(sampler=Euler(), price=None, update=RatioForm()), "need a density and Euler draws no noise"),
-        (lambda: small(sampler=Euler(), price=EnergyPrice(), trust=SquareRootKL()), "need a density and Euler"),
+        (lambda: small(sampler=Euler(), price=None, update=RatioForm()), "need a density, Euler draws no noise"),
+        (lambda: small(sampler=Euler(), price=EnergyPrice(), trust=SquareRootKL()), "need a density, Euler"),
         (lambda: small(price=None), "divides the value's gradient by a price"),
         (lambda: small(pretrain=-1), "pretrain = -1 must be at least 0"),
         (lambda: LambdaReturn(1.5), r"lies in \[0, 1\], not 1.5"),

@@ -8,11 +8,15 @@ x_0 + d_sigma eps``. One identity is behind all of them: with A the (centred) re
 is the direction in which the velocity improves the reward (``v^* - v_ref = Cov(r, u | x_t) / beta + O(beta^{-2})`` for
 the tilted law, exact for a linear reward on Gaussian data). Members differ in anchor, step length and the treatment of
 bad samples: each gives ``loss``, one number a sample and draw. All arithmetic is in the dtype of the samples.
+
+The identity wants v to be the exact velocity of the samples, which that of a guided model is not. Losses are taken
+without guidance, and so are rollouts where a member does not say otherwise: the reward takes the place of guidance.
 """
 
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -26,7 +30,7 @@ from girsanov.methods.forward.draws import Draw, ForwardBatch
 from girsanov.methods.forward.times import Times, UniformTimes
 from girsanov.methods.online import sample_and_score
 from girsanov.models import velocity
-from girsanov.policy import Policy
+from girsanov.policy import Policy, Use
 from girsanov.rewards.base import Reward
 from girsanov.samplers.base import Sampler
 from girsanov.samplers.heun import Heun
@@ -59,6 +63,8 @@ class ForwardMethod(Method):
     draws: int = 4
     shared_noise: bool = False
     rollout_micro_batch: int | None = None
+
+    guided: ClassVar[tuple[Use, ...]] = ()
 
     @property
     def behaviour(self) -> str:

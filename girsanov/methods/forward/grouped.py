@@ -17,12 +17,13 @@ when the batch is collected, from the policy that starts its updates, so they ar
 mean of R without a gradient changes nothing there, since the residuals of a group sum to 0.
 
 References: Luo et al. 2025, arXiv:2510.08425 (DGPO; beta 100 with a frozen reference, c from 1e-3 to 1e-2, kappa 1e-3;
-the form of the clip as re-told, the copy's decay is not known to us); Zhu et al. 2026,
+the form of the clip as re-told, the copy's decay is not known to us; rollouts guided, losses not); Zhu et al. 2026,
 arXiv:2603.14128 (CRD; kappa .1 to a guided reference, a factor 5 more).
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -33,7 +34,7 @@ from girsanov.methods.base import Turn
 from girsanov.methods.forward.draws import Draw, ForwardBatch
 from girsanov.methods.forward.errors import ErrorNorm, SelfNormalisedX0, VelocityError
 from girsanov.methods.forward.old import OLD, ComparesWithOld, ConstantDecay, DecaySchedule
-from girsanov.policy import Policy
+from girsanov.policy import Policy, Use
 from girsanov.types import Prompts
 
 
@@ -60,6 +61,8 @@ class DGPO(ComparesWithOld):
     error: ErrorNorm = VelocityError()
     decay: DecaySchedule = ConstantDecay(0.3)
     shared_noise: bool = True
+
+    guided: ClassVar[tuple[Use, ...]] = ("rollout",)
 
     def __post_init__(self) -> None:
         if not self.beta > 0:

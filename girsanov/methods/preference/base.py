@@ -22,7 +22,7 @@ from girsanov.methods.base import Chunk, Method, State, Turn
 from girsanov.methods.forward.times import Times, UniformTimes
 from girsanov.methods.preference.noised import Noised, Seen
 from girsanov.pairs import PairPrompts
-from girsanov.policy import Policy
+from girsanov.policy import Policy, Use
 from girsanov.predictions import Prediction
 from girsanov.preferences.records import Compared
 from girsanov.processes import Schedule
@@ -66,6 +66,7 @@ class ErrorPreference(Method):
     draws: int = 1
     grid: Grid = field(default_factory=lambda: Grid.uniform(1000))
 
+    guided: ClassVar[tuple[Use, ...]] = ("rollout",)
     compares: ClassVar[bool] = True
     """Whether the reference is asked too."""
 

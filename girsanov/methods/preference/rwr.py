@@ -17,6 +17,7 @@ Reference: Zhang et al. 2023, arXiv:2303.09618, Eq. 4 (HIVE); Peters & Schaal 20
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -26,7 +27,7 @@ from girsanov.methods.base import Turn
 from girsanov.methods.forward.base import ForwardMethod
 from girsanov.methods.forward.draws import Draw, ForwardBatch
 from girsanov.methods.forward.errors import mean_square
-from girsanov.policy import Policy
+from girsanov.policy import Policy, Use
 from girsanov.types import Prompts
 
 
@@ -39,6 +40,8 @@ class RewardWeighted(ForwardMethod):
     """
 
     beta: float = 1.0
+
+    guided: ClassVar[tuple[Use, ...]] = ("rollout",)
 
     def __post_init__(self) -> None:
         if not self.beta > 0:
