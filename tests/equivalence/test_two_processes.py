@@ -59,6 +59,18 @@ def test_all_processes_try_again_with_less_when_one_runs_out_of_memory(found: di
     assert [found[n]["crowded-ctrl"]["sizes"] for n in (1, 2)] == [[None, None], [2, None]]
 
 
+def test_evaluations_are_shared_out_and_give_the_same_samples(found: dict[int, Any]) -> None:
+    """Eight samples in lots of three: two lots for process 0, one for process 1, which makes it twice so that both run
+    the network equally often. Each sample is scored once."""
+    one, two = (found[n]["evaluated"] for n in (1, 2))
+    assert two["samples"] == one["samples"]
+    assert two["numbers"] == pytest.approx(one["numbers"], rel=1e-6, abs=1e-12)
+    assert one["numbers"]["kl"] > 0 and one["numbers"]["plane/judge_se"] > 0
+    [[passes, ids]], [(first, some), (second, others)] = one["work"], two["work"]
+    assert first == second == passes * 2 // 3
+    assert ids == list(range(8)) and (some, others) == ([0, 1, 2, 6, 7], [3, 4, 5])
+
+
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_a_resumed_run_is_the_same_on_every_number_of_processes(found: dict[int, Any], world_size: int) -> None:
     assert found[world_size]["resumed"] == {"same_random": True, "same_curve": True}

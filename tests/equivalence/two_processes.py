@@ -23,9 +23,16 @@ from girsanov.methods import METHODS
 from girsanov.policy import Policy
 from girsanov.problems import LinearReward
 from girsanov.prompts import ClassPrompts
+from girsanov.recipes import get_recipe
+from girsanov.recipes.pipeline_evaluation import PipelineEvaluator
 from girsanov.recipes.words import WordsConfig, fresh, source_of
 from girsanov.recipes.words_evaluation import DRAW
+from girsanov.rewards.base import Reward
+from girsanov.samplers import Euler
+from girsanov.spread import Spread
+from girsanov.store import fingerprint
 from girsanov.train import Run, TrainConfig, iterate
+from girsanov.types import Cond, Prompts
 from tests.tiny import tiny_run
 
 METHODS_HERE = ("ode-am", "am", "clipped-pg", "nft", "ddpo", "branch-grpo", "dgpo", "crd", "ctrl", "ctrl-ratio", "cppo")
@@ -95,6 +102,44 @@ def curve(run: Run, n: int) -> list[dict[str, float]]:
     return rows
 
 
+class Noting(Reward):
+    """Notes which samples it has scored."""
+
+    def __init__(self) -> None:
+        self.seen: list[int] = []
+
+    def __call__(self, x: Tensor, prompts: Prompts) -> Tensor:
+        self.seen += prompts.ids.tolist()
+        return x[:, 0] + 0.1 * prompts.ids.to(x)
+
+
+def evaluated(accelerator: Accelerator | None) -> dict[str, Any]:
+    """Numbers of evaluations in three lots, of which the last is short, a digest of their samples, and passes made."""
+    run, counts, reward = tiny_run(None, accelerator, dtype=torch.float32), [0], Noting()
+    index = torch.arange(4)
+    meta = [{"text": name} for name in "abcd"]
+    evaluator = PipelineEvaluator(
+        Euler(), Grid.uniform(3), Cond({"label": index}, index), meta, "abcd", reward, None, 8, 3, 7, 5,
+        torch.device("cpu"), Spread(run.reduce),
+    )  # fmt: skip
+    with torch.no_grad():
+        for p in run.policy.parameters():
+            p.add_(0.05)
+        run.policy.move_copy("ema", 0.0)
+    handle = run.policy.net.register_forward_hook(lambda *_: counts.__setitem__(0, counts[0] + 1))
+    numbers, drawn = evaluator(run), evaluator.sample(run.model(), 8, 6)
+    handle.remove()
+    recipe = get_recipe("mixture")
+    parts = recipe.build(recipe.config(width=8, samples=1250), torch.device("cpu"), accelerator)
+    plane = parts.sample(parts.run.model(), 1250, 7)
+    reduce, own = run.reduce, (counts[0], sorted(reward.seen))
+    return {
+        "numbers": {**numbers, **{f"plane/{k}": v for k, v in parts.evaluate(parts.run).items()}},
+        "samples": [fingerprint(drawn.x), fingerprint(plane.x)],
+        "work": Spread(reduce).apart(reduce.world_size, 1, lambda ids: own),
+    }
+
+
 def main(out: Path, accelerator: Accelerator | None) -> None:
     """Everything that is compared between one and two processes."""
     torch.set_num_threads(1)
@@ -123,6 +168,7 @@ def main(out: Path, accelerator: Accelerator | None) -> None:
     other = tiny_run(None, accelerator, iterations=6)
     load(other, path or out / "checkpoints" / "0000002")
     found["resumed"] = {"same_random": drawn == float(torch.rand(())), "same_curve": curve(other, 2) == rest}
+    found["evaluated"] = evaluated(accelerator)
     if run.reduce.rank == 0:
         (out / "found.json").write_text(json.dumps(found))
 

@@ -37,6 +37,15 @@ def test_the_tilted_law_implies_its_reward(process: object, prediction: str) -> 
     assert opposite["recovered"] == pytest.approx(-found["recovered"]) and opposite["ordered"] == 0.0
 
 
+def test_rows_drawn_apart_are_those_drawn_together() -> None:
+    items, _, cond = pairs(7)
+    models = [law.model(RectifiedFlow()) for law in (tilt(LAW, REWARD, 0.7), LAW)]
+    whole, rows = implicit_reward(*models, items, cond, draws=3), torch.arange(7)
+    apart = [implicit_reward(*models, items[ids], cond.take(ids), draws=3, ids=ids) for ids in rows.split(3)]
+    torch.testing.assert_close(torch.cat(apart), whole, rtol=1e-12, atol=0)
+    assert not torch.allclose(implicit_reward(*models, items[3:], cond.take(rows[3:]), draws=3), whole[3:])
+
+
 def test_an_untuned_model_has_recovered_nothing() -> None:
     items, reward, cond = pairs(20)
     model = LAW.model(RectifiedFlow())
