@@ -146,11 +146,16 @@ def fingerprint(source: Fingerprinted) -> str:
             digest.update(str(getattr(part, "config", "")).encode())
             for key, w in part.state_dict().items():
                 flat = w.detach().reshape(-1)
-                some = flat[torch.linspace(0, len(flat) - 1, min(SAMPLED, len(flat))).long().to(flat.device)]
+                some = flat[spaced(len(flat), min(SAMPLED, len(flat))).to(flat.device)]
                 digest.update(f"{key} {list(w.shape)} {w.dtype} {some.float().tolist()}".encode())
         else:  # a tokeniser
             digest.update(f"{type(part).__name__} {part(PROBE).input_ids}".encode())
     return digest.hexdigest()[:16]
+
+
+def spaced(length: int, count: int) -> Tensor:
+    """``count`` of ``length`` indices, from the first to the last; in integers, as float32 ends at 2^24."""
+    return torch.arange(count) * (length - 1) // max(1, count - 1)
 
 
 PROBE = "A quick brown fox, 12 lazy dogs & the café's neon sign."

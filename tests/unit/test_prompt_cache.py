@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from girsanov.adapters.text import PromptEncoder, fingerprint
+from girsanov.adapters.text import PromptEncoder, fingerprint, spaced
 
 
 class Letters:
@@ -83,3 +83,13 @@ def test_without_a_folder_nothing_is_written(tmp_path: Path, monkeypatch: pytest
     monkeypatch.chdir(tmp_path)
     PromptEncoder(Letters())(["ab"])
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("length", [49408 * 768, 2**24 + 1, 2**24, 151936 * 2560, 2**33 + 7])
+def test_the_fingerprint_reads_weights_of_real_size(length: int) -> None:
+    """The token table of CLIP ViT-L has 37,945,344 numbers: in float32 the last index would lie behind its end."""
+    index = spaced(length, 16)
+    assert index[0] == 0 and index[-1] == length - 1 and len(index.unique()) == 16
+    letters = Letters()
+    letters.table.register_buffer("large", torch.ones(1).expand(length))  # no memory
+    assert fingerprint(letters) != fingerprint(Letters())
