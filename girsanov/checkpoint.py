@@ -129,14 +129,18 @@ def gathered(value: Any, keep: bool) -> Any:
 
 
 def parted(saved: dict[str, Any], optimizer: Any) -> dict[str, Any]:
-    """``gathered`` undone: averages of a split parameter are split like it."""
+    """``gathered`` undone: averages of a split parameter are split like it. How the step is made is the run's own."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
 
     def part_of(x: Any, p: Tensor) -> Any:
         return like_split(x.to(p.device), p) if isinstance(x, Tensor) and x.shape == p.shape and x.ndim else x
 
     state = {i: {k: part_of(v, parameters[i]) for k, v in kept.items()} for i, kept in saved["state"].items()}
-    return {**saved, "state": state}
+    groups = [
+        {**group, "fused": own["fused"]} if "fused" in group and "fused" in own else group
+        for group, own in zip(saved["param_groups"], optimizer.param_groups, strict=False)
+    ]
+    return {**saved, "state": state, "param_groups": groups}
 
 
 def gather(value: Any, run: Run) -> list[Any]:

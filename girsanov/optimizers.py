@@ -12,7 +12,10 @@ from typing import Any
 
 import torch
 
+from girsanov.distributed import is_split
 from girsanov.errors import GirsanovError
+
+LARGE = 10_000_000  # numbers: below, a step is short, and runs of small networks are the same to the bit as they were
 
 
 def rest(warmup: int, total: int, update: int) -> float:
@@ -47,6 +50,20 @@ def eight_bit() -> Any:
             "the setting out"
         ) from None
     return AdamW8bit
+
+
+def in_one_pass(optimizer: torch.optim.Optimizer) -> None:
+    """Has AdamW step the weights of a large network in one pass over memory, with no temporaries.
+
+    Otherwise it makes some ten passes, and holds a copy of all weights on the way on a GPU. The numbers are the same
+    but for rounding. Small networks, split ones and other optimisers are left as they are.
+    """
+    if not isinstance(optimizer, torch.optim.AdamW):
+        return
+    for group in optimizer.param_groups:
+        ordinary = all(p.device.type in ("cpu", "cuda") and not is_split(p) for p in group["params"])
+        if ordinary and sum(p.numel() for p in group["params"]) >= LARGE:
+            group["fused"] = True
 
 
 OPTIMIZERS: dict[str, Callable[[], Any]] = {"adamw": lambda: torch.optim.AdamW, "adamw8bit": eight_bit}

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from girsanov.distributed import Reduce, clip_gradients
+from girsanov.optimizers import in_one_pass
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,9 @@ class Steps:
 
     def prepare(self, net: nn.Module, optimizers: Mapping[str, torch.optim.Optimizer]) -> dict[str, Any]:
         """The optimisers, as the run steps and saves them."""
+        if self.accelerator is None or self.accelerator.scaler is None:  # a skipped step would be one unnoticed
+            for optimizer in optimizers.values():
+                in_one_pass(optimizer)
         if self.accelerator is None:
             return dict(optimizers)
         return {name: self.accelerator.prepare(optimizer) for name, optimizer in optimizers.items()}

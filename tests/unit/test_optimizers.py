@@ -7,11 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from girsanov import optimizers
 from girsanov.checkpoint import load, save
 from girsanov.errors import GirsanovError
 from girsanov.optimizers import OPTIMIZERS, SCHEDULES
 from girsanov.train import iterate
 from tests.tiny import tiny_run
+
+DEFAULT = optimizers.LARGE
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
@@ -55,3 +58,30 @@ def test_a_run_in_eight_bits_resumes(tmp_path: Path) -> None:
     assert path is not None
     load(again, path)
     assert [iterate(again)["loss"]] == curves["adamw8bit"][2:3]
+
+
+def test_large_networks_are_stepped_in_one_pass(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The weights are those of the ordinary step but for rounding, and a run resumes to the bit."""
+    curves, weights = {}, {}
+    for large in (DEFAULT, 1):
+        monkeypatch.setattr(optimizers, "LARGE", large)
+        run = tiny_run(weight_decay=0.1, max_grad_norm=0.5)
+        assert run.optimizers["policy"].param_groups[0]["fused"] is (True if large == 1 else None)
+        curves[large] = []
+        for _ in range(4):
+            curves[large].append(iterate(run)["loss"])
+            run.done += 1
+            if run.done == 2:
+                path = save(run, tmp_path / str(large))
+        weights[large] = run.policy.state()
+    for name, w in weights[1].items():
+        torch.testing.assert_close(w, weights[DEFAULT][name], rtol=1e-10, atol=1e-12)
+    assert path is not None
+    again = tiny_run(weight_decay=0.1, max_grad_norm=0.5)
+    load(again, path)
+    assert iterate(again)["loss"] == curves[1][2]
+    monkeypatch.setattr(optimizers, "LARGE", DEFAULT)
+    small = tiny_run(weight_decay=0.1, max_grad_norm=0.5)
+    load(small, path)  # another machine, or another release: the run's own way of stepping stays
+    assert small.optimizers["policy"].param_groups[0]["fused"] is None
+    assert iterate(small)["loss"] == pytest.approx(curves[1][2], rel=1e-10)
