@@ -69,6 +69,9 @@ class NeedsContext(Exception):  # noqa: N818 (a signal, never shown)
 
 # ---- families and members
 
+PLACES: dict[type, tuple[types.ModuleType, str]] = {}
+"""The module and the name of the dict of every family asked for so far."""
+
 
 def load(address: str) -> Any:
     """The object at ``package.module:name`` or ``file.py:name``."""
@@ -100,13 +103,16 @@ def registry(family: type) -> Mapping[str, Callable[..., Any]] | None:
 
 
 def _annotated(family: type) -> Mapping[str, Callable[..., Any]] | None:
-    root = family.__module__.partition(".")[0]
-    for name, module in list(sys.modules.items()):
-        if name.partition(".")[0] == root:
-            for variable, annotation in getattr(module, "__annotations__", {}).items():
-                if annotation in (dict[str, type[family]], dict[str, Callable[..., family]]):  # type: ignore[valid-type]
-                    return getattr(module, variable)
-    return None
+    """The dict in a module loaded so far; where it was found is remembered, for a configuration asks hundreds of times."""
+    if family not in PLACES:
+        wanted = (dict[str, type[family]], dict[str, Callable[..., family]])  # type: ignore[valid-type]
+        root = family.__module__.partition(".")[0]
+        modules = [m for name, m in list(sys.modules.items()) if name == root or name.startswith(f"{root}.")]
+        annotated = ((m, v) for m in modules for v, a in getattr(m, "__annotations__", {}).items() if a in wanted)
+        if (place := next(annotated, None)) is None:
+            return None
+        PLACES[family] = place
+    return getattr(*PLACES[family])
 
 
 def members(family: type) -> Mapping[str, Callable[..., Any]]:
