@@ -103,7 +103,7 @@ def registry(family: type) -> Mapping[str, Callable[..., Any]] | None:
 
 
 def _annotated(family: type) -> Mapping[str, Callable[..., Any]] | None:
-    """The dict in a module loaded so far; where it was found is remembered, for a configuration asks hundreds of times."""
+    """The dict in a module loaded so far; its place is remembered, for a configuration asks hundreds of times."""
     if family not in PLACES:
         wanted = (dict[str, type[family]], dict[str, Callable[..., family]])  # type: ignore[valid-type]
         root = family.__module__.partition(".")[0]
