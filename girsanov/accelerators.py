@@ -15,16 +15,22 @@ from girsanov.launchers import check, on, zero_settings
 from girsanov.recipes.base import Recipe, RunConfig
 
 
+def splittable(recipe: Recipe) -> None:
+    """Raises GirsanovError for a recipe whose network is not split over processes."""
+    if not recipe.splits:
+        raise GirsanovError(
+            f"the networks of the recipe {recipe.name} are a few numbers, and there is nothing to split over "
+            "processes: leave shard=true out, every process then holds all of them"
+        )
+
+
 def accelerator_of(recipe: Recipe, config: RunConfig, device: torch.device) -> Any:
     """Accelerate's object where it is needed: several processes, a scaled loss, or DeepSpeed.
 
     Raises GirsanovError for a recipe whose network cannot be split, and for what a launcher asks for in vain.
     """
-    if config.shard and not recipe.splits:
-        raise GirsanovError(
-            f"the networks of the recipe {recipe.name} are a few numbers, and there is nothing to split over "
-            "processes: leave shard=true out, every process then holds all of them"
-        )
+    if config.shard:
+        splittable(recipe)
     check(os.environ, config)
     first = os.environ.get("RANK", "0") == "0"
     if on(os.environ, "ACCELERATE_USE_DEEPSPEED"):

@@ -19,6 +19,7 @@ import torch
 from tqdm import tqdm
 
 from girsanov.accelerators import accelerator_of
+from girsanov.building import fitting
 from girsanov.checkpoint import checkpoints, load_weights, restore, verify
 from girsanov.compiling import compile_network
 from girsanov.config import describe, dump_config, load_config, merge, read_yaml
@@ -122,7 +123,8 @@ def train_and_report(launch: Launch, device: torch.device, resume: bool, quiet: 
     try:
         accelerator = accelerator_of(launch.recipe, launch.config, device)
         limit_threads(launch.recipe)
-        parts = launch.recipe.build(launch.config, device, accelerator)
+        with fitting(launch.recipe, launch.config, device):
+            parts = launch.recipe.build(launch.config, device, accelerator)
     except GirsanovError:
         if not resume:
             launch.folder.discard()  # a mistake in the settings: the same command, mended, may use the folder
@@ -218,7 +220,8 @@ def load_run(
     """
     launch = Launch.existing(path)
     limit_threads(launch.recipe)
-    parts = launch.recipe.build(change(launch.config), device)
+    with fitting(launch.recipe, launch.config, device):
+        parts = launch.recipe.build(change(launch.config), device)
     load_weights(parts.run, choose_checkpoint(launch.folder, which))
     return launch, parts
 

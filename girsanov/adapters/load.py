@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from girsanov.adapters.base import Adapter, PipelineConfig
+from girsanov.building import ran_out
 from girsanov.errors import GirsanovError
 
 FAMILIES: dict[str, str] = {
@@ -166,6 +167,8 @@ def open_pipeline(kind: str, name: str, dtype: torch.dtype) -> Any:
     except ImportError as error:
         raise GirsanovError(f"{name} needs a package that is not installed: {first_line(error)}") from error
     except (OSError, ValueError, RuntimeError) as error:
+        if ran_out(error):
+            raise
         raise GirsanovError(f"{name} cannot be loaded as a {kind} ({first_line(error)}): download it again") from error
 
 

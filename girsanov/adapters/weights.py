@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from girsanov.adapters.base import Adapter
 from girsanov.adapters.lora import add_lora
+from girsanov.building import ran_out
 from girsanov.disk import full_disk
 from girsanov.errors import GirsanovError
 
@@ -57,6 +58,8 @@ def resume_adapters(adapter: Adapter, name: str) -> None:
         else:
             load_peft(adapter.network, Path(name).expanduser())
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        if ran_out(error):
+            raise
         what = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise GirsanovError(
             f"{name} holds no low-rank adapters for this {type(adapter.pipe).__name__} ({what}): they belong to the "

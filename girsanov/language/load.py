@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from girsanov.adapters.lora import add_lora
+from girsanov.building import ran_out
 from girsanov.disk import full_disk
 from girsanov.errors import GirsanovError
 from girsanov.language.model import LanguageModel, LanguageNet, lora_targets
@@ -104,6 +105,8 @@ def read(kind: Any, name: str, what: str, **more: Any) -> Any:
         with quiet():
             return kind.from_pretrained(str(place) if place.exists() else name, **more)
     except Exception as error:  # transformers raises many kinds for what is simply not there
+        if ran_out(error):
+            raise
         said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise GirsanovError(f"{name} cannot be read as a {what}: {said}") from error
 

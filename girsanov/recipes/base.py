@@ -176,6 +176,8 @@ class Assembled:
             them; None writes none. All processes call it, process 0 writes.
         captions: of the pictures before and after.
         drawings: ``drawings(run)`` -> what the run has learned beside the exact answer, for the report.
+        beside: what a run holds beside its network, by what people call it: the "reward", the "judge", the "text
+            encoders", the "autoencoder"; a dry run counts the networks in it.
     """
 
     run: Run
@@ -191,6 +193,7 @@ class Assembled:
     export: Callable[[Run, Path], str] | None = None
     captions: tuple[str, str] = ("the pretrained model", "the tuned model")
     drawings: Callable[[Run], Sequence[Drawing]] | None = None
+    beside: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def metric(self, key: str) -> Metric | None:
         """The metric with a key, if there is one."""

@@ -177,6 +177,7 @@ class DigitsRecipe(Recipe):
                 **({} if known is None or method.data == "prompts" else known.facts(config.annotator)),
             },
             write,
+            beside={"reward": evaluator.reward},
         )
 
     def evaluate_folder(self, path: Path, device: torch.device) -> dict[str, float]:

@@ -173,6 +173,7 @@ class LanguageRecipe(Recipe):
             write,
             pictured=config.pictured,
             export=lambda run, folder: export(model, run, folder),
+            beside={"reward": reward, "the other model": None if model.reference is None else model.reference.net},
         )
 
 

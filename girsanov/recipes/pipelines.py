@@ -200,6 +200,7 @@ class PipelineRecipe(Recipe):
             lambda samples, folder: write(samples, folder, adapter.rate),
             pictured=config.pictured,
             export=lambda run, folder: export(adapter, run, folder),
+            beside=beside(adapter, reward, judge),
         )
 
 
@@ -243,6 +244,13 @@ def judged(
         batch_size=config.groups * config.group_size,
         seed=PAIR_SEED + config.train.seed,
     )
+
+
+def beside(adapter: Adapter, reward: Reward, judge: Reward | None) -> dict[str, Any]:
+    """What is held beside the network."""
+    found = {"text encoders": adapter.encoders(), "autoencoder": getattr(adapter.pipe, "vae", None)}
+    helpers = {name: getattr(adapter.pipe, name) for name in adapter.helpers}
+    return found | helpers | {"reward": reward, "judge": judge}
 
 
 def facts(adapter: Adapter, config: PipelineRunConfig, scale: float) -> dict[str, str]:

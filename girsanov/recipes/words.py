@@ -141,6 +141,7 @@ class WordsRecipe(Recipe):
             write,
             pictured=len(LETTERS) * 3,
             export=lambda run, folder: export(model, run, folder),
+            beside={"reward": reward},
         )
 
 

@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from girsanov.building import ran_out
 from girsanov.errors import GirsanovError
 
 FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -54,6 +55,8 @@ def pretrained(kind: str, name: str, **options: Any) -> Any:
     except ImportError as error:
         raise GirsanovError(f"{name} needs a package that is not installed: {told(error)}") from error
     except (OSError, ValueError, RuntimeError, TypeError, AttributeError, KeyError) as error:
+        if ran_out(error):
+            raise
         raise GirsanovError(
             f"{name} cannot be loaded as {a(kind)} ({told(error)}): give the folder of one, or OWNER/NAME on the hub"
         ) from error
