@@ -52,11 +52,15 @@ class Clock:
         self.last = time.perf_counter()
 
     @classmethod
-    def start(cls, device: torch.device | None = None) -> "Clock":
-        """A clock that ``phase`` and ``current`` find until its result is asked for."""
+    @contextmanager
+    def running(cls, device: torch.device | None = None) -> Iterator["Clock"]:
+        """A clock that ``phase`` and ``current`` find within the block, however that ends."""
         clock = cls(device)
-        CURRENT.set(clock)
-        return clock
+        token = CURRENT.set(clock)
+        try:
+            yield clock
+        finally:
+            CURRENT.reset(token)
 
     def lap(self, name: str) -> None:
         """Books what came since the last lap under ``name``."""
@@ -84,8 +88,7 @@ class Clock:
         self.open[-1].flops += flops
 
     def result(self) -> dict[str, float]:
-        """``time/PHASE`` in seconds, ``flops/PHASE`` where any were counted; the clock is found no more."""
-        CURRENT.set(None)
+        """``time/PHASE`` in seconds, ``flops/PHASE`` where any were counted."""
         found = {f"time/{name}": span.seconds for name, span in self.phases.items()}
         found |= {f"flops/{name}": span.flops for name, span in self.phases.items() if span.flops}
         return found | ({REWARD_WORK: self.reward_work} if self.reward_work else {})

@@ -193,29 +193,30 @@ def iterate(run: Run) -> dict[str, float]:
     """One iteration: collect, then the updates; returns its metrics (``time/...`` in seconds)."""
     c, policy = run.config, run.policy
     turn = Turn(c.seed, run.done, c.iterations, policy.device, run.reduce)
-    meter, clock = Meter(), Clock.start(policy.device)
-    prompts = run.prompts.batch(run.done, run.reduce.rank, run.reduce.world_size).to(policy.device)
-    batch = collect(run, prompts, turn)
-    check_reward(run, batch)
-    meter.add(batch.metrics(), 1.0)
-    clock.lap("collect")
-    parts: list[Sequence[Batch]] = list(partition(batch, c.minibatches, c.micro_batch, turn))
-    if c.updates > 1:
-        parts = [anchor(run, part) for part in parts]
-        clock.lap("anchor")
-    for epoch in range(c.epochs):
-        for i in range(len(parts)):
-            parts[i] = accumulate(run, parts[i], meter, first=epoch == i == 0)
-            clock.lap("loss")
-            meter.add(update(run), 1.0)
-            run.method.after_update(policy, run.state, turn)
-            clock.lap("update")
-    return {
-        **meter.result(run.reduce, c.updates),
-        "lr": float(run.schedulers["policy"].get_last_lr()[0]),
-        "samples": float(len(batch) * run.reduce.world_size),
-        **clock.result(),
-    }
+    meter = Meter()
+    with Clock.running(policy.device) as clock:
+        prompts = run.prompts.batch(run.done, run.reduce.rank, run.reduce.world_size).to(policy.device)
+        batch = collect(run, prompts, turn)
+        check_reward(run, batch)
+        meter.add(batch.metrics(), 1.0)
+        clock.lap("collect")
+        parts: list[Sequence[Batch]] = list(partition(batch, c.minibatches, c.micro_batch, turn))
+        if c.updates > 1:
+            parts = [anchor(run, part) for part in parts]
+            clock.lap("anchor")
+        for epoch in range(c.epochs):
+            for i in range(len(parts)):
+                parts[i] = accumulate(run, parts[i], meter, first=epoch == i == 0)
+                clock.lap("loss")
+                meter.add(update(run), 1.0)
+                run.method.after_update(policy, run.state, turn)
+                clock.lap("update")
+        return {
+            **meter.result(run.reduce, c.updates),
+            "lr": float(run.schedulers["policy"].get_last_lr()[0]),
+            "samples": float(len(batch) * run.reduce.world_size),
+            **clock.result(),
+        }
 
 
 def update(run: Run) -> dict[str, Tensor | float]:
