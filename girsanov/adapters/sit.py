@@ -10,6 +10,7 @@ References: Ma et al. 2024, arXiv:2401.08740; Peebles & Xie 2023, arXiv:2212.097
 
 import argparse
 import math
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ from girsanov.adapters.latents import encoded
 from girsanov.adapters.load import diffusers
 from girsanov.adapters.schedule import even_sigmas
 from girsanov.adapters.text import Row
+from girsanov.building import ran_out
 from girsanov.errors import GirsanovError
 from girsanov.types import Cond
 
@@ -194,7 +196,7 @@ def load_sit(name: str, config: PipelineConfig | None = None, *, dtype: torch.dt
             f"{name} holds a network without an autoencoder: write {file},FOLDER with the folder or the name of one "
             "(published SiT checkpoints use stabilityai/sd-vae-ft-ema)"
         )
-    return SiT(read_sit(Path(file).expanduser()).to(dtype), read_vae(vae, dtype), config)
+    return SiT(read_sit(Path(file).expanduser(), dtype), read_vae(vae, dtype), config)
 
 
 def read_vae(name: str, dtype: torch.dtype) -> Any:
@@ -208,19 +210,27 @@ def read_vae(name: str, dtype: torch.dtype) -> Any:
         ) from error
 
 
-def read_sit(path: Path) -> SiTNetwork:
-    """The network of a file of weights; its sizes are read off their shapes."""
+def read_sit(path: Path, dtype: torch.dtype = torch.float32) -> SiTNetwork:
+    """The network of a file of weights; its sizes are read off their shapes.
+
+    The file is mapped and its weights are put in place one by one: no network is drawn at random first, and memory
+    holds the weights once, in the dtype that is asked for.
+    """
     if not path.is_file():
         raise GirsanovError(f"there is no file {path}: give the path of a SiT checkpoint (.pt)")
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):  # SiT's training files keep their arguments
-            weights: Mapping[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+            mapped = zipfile.is_zipfile(path)  # files of torch before 1.6 cannot be
+            weights: Mapping[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
         weights = weights.get("ema", weights.get("model", weights))
-        network = SiTNetwork(**sizes(weights))
-        network.load_state_dict(weights)
+        with torch.device("meta"):
+            network = SiTNetwork(**sizes(weights))
+        network.load_state_dict({k: w.to(dtype, copy=True) for k, w in weights.items()}, assign=True)
     except GirsanovError:
         raise
     except Exception as error:
+        if ran_out(error):
+            raise
         what = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise GirsanovError(f"{path} holds no SiT network ({what}): give a checkpoint of SiT") from error
     return network

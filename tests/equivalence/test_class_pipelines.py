@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from girsanov.adapters.load import load_pipeline
-from girsanov.adapters.sit import SiT, SiTNetwork, frequencies, sizes
+from girsanov.adapters.sit import SiT, SiTNetwork, frequencies, read_sit, sizes
 from girsanov.adapters.weights import save_weights, train_adapters
 from girsanov.errors import GirsanovError
 from girsanov.models import Guided
@@ -178,6 +178,20 @@ def test_a_training_checkpoint_gives_its_averaged_weights(sit: SiT, tmp_path: Pa
     sit.pipe.vae.save_pretrained(tmp_path / "vae")
     again = load_pipeline(f"{tmp_path / 'a.pt'},{tmp_path / 'vae'}")
     assert all(torch.equal(v, weights[k]) for k, v in again.network.state_dict().items())
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["mapped", "old file"])
+def test_a_checkpoint_is_read_once_in_the_dtype_asked_for(sit: SiT, tmp_path: Path, zipped: bool) -> None:
+    """No network is drawn at random first, and what is written over the file later changes no weight."""
+    weights = {k: v.clone() for k, v in sit.network.state_dict().items()}
+    torch.save(weights, tmp_path / "a.pt", _use_new_zipfile_serialization=zipped)
+    before = torch.random.get_rng_state()
+    network = read_sit(tmp_path / "a.pt", torch.bfloat16)
+    assert torch.equal(before, torch.random.get_rng_state())
+    with (tmp_path / "a.pt").open("r+b") as file:
+        file.write(bytes((tmp_path / "a.pt").stat().st_size))
+    assert all(torch.equal(v, weights[k].bfloat16()) for k, v in network.state_dict().items())
+    assert not network.pos_embed.requires_grad and network.final_layer["linear"].weight.requires_grad
 
 
 def test_what_is_no_sit_is_told_in_a_sentence(sit: SiT, tmp_path: Path) -> None:
