@@ -160,9 +160,13 @@ def load(run: Run, path: Path) -> None:
 
     Raises GirsanovError if the checkpoint is damaged, foreign, or belongs to another network or method.
     """
+    put(run, path, verify(path))
+
+
+def put(run: Run, path: Path, manifest: Mapping[str, Any]) -> None:
+    """``load`` of a checkpoint that is known to be whole: gigabytes are hashed once."""
     state = read_state(path, run.policy.device)
-    manifest = verify(path)
-    load_weights(run, path)
+    put_weights(run, path)
     for name, saved in state["optimizers"].items():
         optimizer = part(run.optimizers, name, path)
         optimizer.load_state_dict(parted(saved, optimizer))
@@ -212,6 +216,11 @@ def same(a: Any, b: Any) -> bool:
 def load_weights(run: Run, path: Path) -> None:
     """The weights alone: policy, moving copies and further networks; enough to sample."""
     verify(path)
+    put_weights(run, path)
+
+
+def put_weights(run: Run, path: Path) -> None:
+    """``load_weights`` of a checkpoint that is known to be whole."""
     device = str(run.policy.device)
     for file in sorted(path.glob("*.safetensors")):
         weights = load_file(file, device)
@@ -231,7 +240,6 @@ def part(parts: Mapping[str, Any], name: str, path: Path) -> Any:
 
 def read_state(path: Path, device: torch.device) -> dict[str, Any]:
     """``state.pt`` of a whole checkpoint."""
-    verify(path)
     try:
         return torch.load(path / "state.pt", map_location=device, weights_only=True)
     except Exception as error:
@@ -275,10 +283,10 @@ def restore(run: Run, folder: Path, say: Callable[[str], None] = print) -> Path 
     """Loads the newest whole checkpoint, skipping damaged ones with a word about each; None if there is none."""
     for path in reversed(checkpoints(folder)):
         try:
-            verify(path)
+            manifest = verify(path)
         except GirsanovError as error:
             say(f"skipped: {error}")
             continue
-        load(run, path)
+        put(run, path, manifest)
         return path
     return None

@@ -15,7 +15,7 @@ import torch
 
 from girsanov import checkpoint
 from girsanov.callbacks import Checkpoints
-from girsanov.checkpoint import checkpoints, load, restore, save, verify
+from girsanov.checkpoint import checkpoints, load, load_weights, restore, save, verify
 from girsanov.errors import GirsanovError
 from girsanov.folder import RunFolder
 from girsanov.grids import Grid
@@ -306,3 +306,20 @@ def test_a_run_that_breaks_off_within_an_iteration_is_not_saved(tmp_path: Path) 
         train(run, [Breaks(), Checkpoints(RunFolder(tmp_path), every=2)])
     assert run.failed
     assert [int(p.name) for p in checkpoints(tmp_path / "checkpoints")] == [0, 2]
+
+
+def test_a_checkpoint_is_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a large network that is gigabytes, read from disk each time."""
+    run = tiny_run()
+    iterate(run)
+    run.done = 1
+    path = save(run, tmp_path)
+    assert path is not None
+    hashed: list[str] = []
+    digest = checkpoint.digest
+    monkeypatch.setattr(checkpoint, "digest", lambda file: hashed.append(file.name) or digest(file))
+    restore(tiny_run(), tmp_path)
+    assert sorted(hashed) == ["current.safetensors", "ema.safetensors", "state.pt"]
+    hashed.clear()
+    load_weights(tiny_run(), path)
+    assert sorted(hashed) == ["current.safetensors", "ema.safetensors", "state.pt"]
