@@ -19,6 +19,7 @@ from girsanov.grids import Grid
 from girsanov.models import ModelLike
 from girsanov.noise import Noise, generator
 from girsanov.pairs import LABEL_STREAM, Pairs, simulate_pairs
+from girsanov.precision import as_wide, onto
 from girsanov.prompts import Groups
 from girsanov.rewards.base import Reward
 from girsanov.rollout import rollout
@@ -49,7 +50,7 @@ class ItemPrompts(Prompts):
 
     def to(self, device: torch.device | str) -> "ItemPrompts":
         """The same items on a device."""
-        there = {k: None if v is None else v.to(device) for k, v in self._tensors().items()}
+        there = {k: None if v is None else onto(v, device) for k, v in self._tensors().items()}
         return dataclasses.replace(self, cond=self.cond.to(device), **there)  # type: ignore[arg-type]
 
     def take(self, index: Tensor) -> "ItemPrompts":
@@ -121,15 +122,16 @@ def draw_items(
         noise = Noise(seed, side, prompts.ids, LABEL_STREAM, device)
         x_T = first_states(model, grid, noise, prompts.cond, dtype)
         items.append(rollout(model, sampler, grid, x_T, prompts.cond, noise=noise, keep=()).x0)
-        scores.append(reward(model.decode(items[-1]), prompts).double())
+        scores.append(as_wide(reward(model.decode(items[-1]), prompts)))
     return torch.stack(items, 1), torch.stack(scores, 1)
 
 
 def ranked(cond: Cond, items: Tensor, reward: Tensor, temperature: float, batch_size: int = 64, seed: int = 0) -> Items:
     """Items [N, K, *D] ordered by an annotator of this temperature who hears rewards [N, K]."""
     _check(temperature)
-    u = torch.rand(reward.shape, generator=generator((seed, LABEL_STREAM, 1)), dtype=torch.float64).to(reward.device)
-    heard = reward - temperature * (-u.clamp(1e-300, 1 - 1e-16).log()).log()
+    drawn = torch.rand(reward.shape, generator=generator((seed, LABEL_STREAM, 1)), dtype=torch.float64)
+    gumbel = -(-drawn.clamp(1e-300, 1 - 1e-16).log()).log()
+    heard = reward + temperature * onto(gumbel, reward.device)
     order = heard.argsort(dim=1, descending=True)
     pick = order.reshape(*order.shape, *[1] * (items.ndim - 2)).expand_as(items)
     return Items(cond, items.gather(1, pick), heard.gather(1, order), None, batch_size, seed)
@@ -142,8 +144,8 @@ def labelled(
     _check(temperature)
     n, k = reward.shape
     gap = (reward - reward.median()).flatten()
-    u = torch.rand(n * k, generator=generator((seed, LABEL_STREAM, 2)), dtype=torch.float64).to(gap.device)
-    chance = torch.sigmoid(gap / temperature) if temperature > 0 else (gap >= 0).double()
+    u = onto(torch.rand(n * k, generator=generator((seed, LABEL_STREAM, 2)), dtype=torch.float64), gap.device)
+    chance = torch.sigmoid(gap / temperature) if temperature > 0 else as_wide(gap >= 0)
     sign = torch.where(u < chance, 1.0, -1.0).to(items.dtype).unsqueeze(1)
     every = cond.take(torch.arange(n, device=cond.index.device).repeat_interleave(k))
     return Items(every, items.flatten(0, 1).unsqueeze(1), None, sign, batch_size, seed)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from girsanov.errors import GirsanovError
+from girsanov.precision import onto
 from girsanov.predictions import Prediction, add_scaled, convert
 from girsanov.processes import Schedule
 from girsanov.reductions import Reduction, cross, square_distance
@@ -79,7 +80,7 @@ class Kernel:
                 "a deterministic step has no density: use a stochastic sampler, for example GDDIM(eta=1.0), and "
                 "leave out steps whose noise is zero (Trajectory.trainable lists the others)"
             )
-        return self.std.to(self.mean.device) ** 2
+        return onto(self.std, self.mean.device) ** 2
 
     def log_prob(self, x: Tensor, reduce: Reduction = "sum") -> Tensor:
         r"""Log density of ``x`` under the kernel, float64 [B].

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from girsanov.distributed import Reduce
 from girsanov.methods.base import Chunk
-from girsanov.reductions import as_wide
+from girsanov.precision import as_wide
 
 
 class Meter:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from girsanov.errors import GirsanovError
+from girsanov.precision import widest
 
 NoiseSource = Callable[[Tensor], Tensor]
 """``noise(like [B, *D]) -> standard normal of the same shape``; each call gives the next numbers."""
@@ -56,9 +57,9 @@ class Noise:
             row.normal_(generator=g)
         return out
 
-    def uniform(self, shape: tuple[int, ...] = (), dtype: torch.dtype = torch.float64) -> Tensor:
-        """The next numbers uniform on [0, 1), [B, *shape]."""
-        out = torch.empty((len(self.generators), *shape), dtype=dtype, device=self.device)
+    def uniform(self, shape: tuple[int, ...] = (), dtype: torch.dtype | None = None) -> Tensor:
+        """The next numbers uniform on [0, 1), [B, *shape]; in float64 where the device has it."""
+        out = torch.empty((len(self.generators), *shape), dtype=dtype or widest(self.device), device=self.device)
         for row, g in zip(out.view(len(self.generators), -1), self.generators, strict=True):
             row.uniform_(generator=g)
         return out

@@ -15,6 +15,7 @@ from girsanov.errors import GirsanovError
 from girsanov.grids import Grid
 from girsanov.models import ModelLike
 from girsanov.noise import Noise, generator
+from girsanov.precision import as_wide, onto
 from girsanov.prompts import Groups
 from girsanov.rewards.base import Reward
 from girsanov.rollout import rollout
@@ -123,10 +124,10 @@ def simulate_pairs(
         noise = Noise(seed, side, prompts.ids, LABEL_STREAM, device)
         x_T = first_states(model, grid, noise, prompts.cond, dtype)
         x0 = rollout(model, sampler, grid, x_T, prompts.cond, noise=noise, keep=()).x0
-        images, scores = [*images, x0], [*scores, reward(model.decode(x0), prompts).double()]
+        images, scores = [*images, x0], [*scores, as_wide(reward(model.decode(x0), prompts))]
     gap = scores[0] - scores[1]
-    u = torch.rand(len(gap), generator=generator((seed, LABEL_STREAM)), dtype=torch.float64).to(gap.device)
-    odds = torch.sigmoid(gap / bt_temperature) if bt_temperature > 0 else (gap > 0).double()
+    u = onto(torch.rand(len(gap), generator=generator((seed, LABEL_STREAM)), dtype=torch.float64), gap.device)
+    odds = torch.sigmoid(gap / bt_temperature) if bt_temperature > 0 else as_wide(gap > 0)
     first = (u < odds).reshape(-1, *[1] * (images[0].ndim - 1))
     chosen, rejected = torch.where(first, images[0], images[1]), torch.where(first, images[1], images[0])
     return Pairs(prompts.cond, chosen, rejected, batch_size, seed)

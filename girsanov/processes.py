@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from girsanov.errors import GirsanovError
+from girsanov.precision import widest
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,8 @@ class Schedule:
 
 
 def as_time(t: float | Tensor) -> Tensor:
-    """The time as a float64 tensor of shape [] or [B]; raises on a time outside [0, 1] (host tensors)."""
-    t = torch.as_tensor(t, dtype=torch.float64)
+    """The time as a float64 tensor of shape [] or [B] (on MPS float32); raises outside [0, 1] (host tensors)."""
+    t = torch.as_tensor(t, dtype=widest(t.device) if isinstance(t, Tensor) else torch.float64)
     if t.ndim > 1:
         raise GirsanovError(f"a time has shape [] or [B], not {list(t.shape)}: pass one time, or one per sample")
     inside = 0 <= float(t.detach()) <= 1 if t.ndim == 0 else t.device.type != "cpu" or bool(((t >= 0) & (t <= 1)).all())

@@ -21,17 +21,13 @@ import torch
 from torch import Tensor
 
 from girsanov.errors import GirsanovError
+from girsanov.precision import widest
 
 Reduction = Literal["sum", "mean"]
 """Over the data dimensions: the sum (a true log density) or the mean (what most published code takes)."""
 
 BLOCK = 1 << 16
 """Elements of a block on a CPU: three float32 buffers of it fit into a second-level cache."""
-
-
-def as_wide(x: Tensor) -> Tensor:
-    """The tensor in float64; in float32 on MPS, which has nothing wider."""
-    return x.to(torch.float32 if x.device.type == "mps" else torch.float64)
 
 
 def _blockwise(factors: Callable[..., tuple[Tensor, Tensor]], *tensors: Tensor) -> Tensor:
@@ -45,7 +41,7 @@ def _blockwise(factors: Callable[..., tuple[Tensor, Tensor]], *tensors: Tensor) 
     on_host = flat[0].device.type == "cpu"  # an accelerator is fed whole tensors: small kernels would starve it
     cols = min(width, BLOCK) if on_host else width
     high = max(1, min(rows, BLOCK // max(cols, 1))) if on_host else rows
-    wide = torch.float32 if flat[0].device.type == "mps" else torch.float64
+    wide = widest(flat[0].device)
     scratch = torch.promote_types(flat[0].dtype, torch.float32)
     sums, out, spare = (flat[0].new_empty(high, cols, dtype=scratch) for _ in range(3))
     total = torch.empty(rows, dtype=wide, device=flat[0].device)

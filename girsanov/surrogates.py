@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from girsanov.errors import GirsanovError
+from girsanov.precision import as_wide
 from girsanov.reductions import Reduction
 
 LIMIT = 30.0
@@ -72,7 +73,7 @@ class Surrogate(ABC):
         loss = torch.where(kept, self.loss(log_ratio, a, divergence), torch.zeros_like(log_ratio))
         with torch.no_grad():
             silent = self.silenced(log_ratio, a, divergence) & kept
-            share = silent.sum().double() / kept.sum().clamp_min(1)
+            share = as_wide(silent.sum()) / kept.sum().clamp_min(1)
         return loss, share
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from girsanov.errors import GirsanovError
 from girsanov.kernels import Kernel as Kernel
 from girsanov.kernels import Stage as Stage
+from girsanov.precision import as_wide
 
 
 @dataclass(frozen=True)
@@ -202,8 +203,8 @@ class Batch:
         reward = getattr(self, "reward", None)
         if reward is None:
             return {}
-        spread = reward.double().std(correction=0)
-        return {"reward": reward.double().mean(), "reward_std": spread}
+        values = as_wide(reward)
+        return {"reward": values.mean(), "reward_std": values.std(correction=0)}
 
     def __len__(self) -> int:
         return len(getattr(self, dataclasses.fields(self)[0].name))

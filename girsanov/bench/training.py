@@ -62,9 +62,9 @@ class BatchNoise(Noise):
         """The next standard normal numbers, [B, *shape]."""
         return torch.randn(self.distinct, *shape, dtype=dtype, generator=self.generator)[self.rows]
 
-    def uniform(self, shape: tuple[int, ...] = (), dtype: torch.dtype = torch.float64) -> Tensor:
-        """The next numbers uniform on [0, 1), [B, *shape]."""
-        return torch.rand(self.distinct, *shape, dtype=dtype, generator=self.generator)[self.rows]
+    def uniform(self, shape: tuple[int, ...] = (), dtype: torch.dtype | None = None) -> Tensor:
+        """The next numbers uniform on [0, 1), [B, *shape]; float64 if no other is asked for."""
+        return torch.rand(self.distinct, *shape, dtype=dtype or torch.float64, generator=self.generator)[self.rows]
 
     @property
     def distinct(self) -> int:

@@ -22,13 +22,14 @@ import torch
 from torch import Tensor
 
 from girsanov.errors import GirsanovError
+from girsanov.precision import as_wide
 
 
 def rows(x: Tensor, least: int = 2) -> Tensor:
     """Samples [N, *D] as float64 features [N, F]; raises GirsanovError if there are too few or one is not finite."""
     if x.ndim < 2 or len(x) < least:
         raise GirsanovError(f"this measure needs at least {least} samples [N, *D], got shape {list(x.shape)}")
-    x = x.detach().flatten(1).double()
+    x = as_wide(x.detach().flatten(1))
     if not bool(x.isfinite().all()):
         raise GirsanovError(
             "this measure got features that are not finite: look at the samples and the feature function"
@@ -103,7 +104,7 @@ def sliced_along(x: Tensor, y: Tensor, u: Tensor) -> float:
     levels = torch.cat(
         [torch.arange(1, n + 1, device=x.device) * m, torch.arange(1, m + 1, device=x.device) * n]
     ).unique()
-    weight = torch.diff(levels, prepend=levels.new_zeros(1)).double() / (n * m)
+    weight = as_wide(torch.diff(levels, prepend=levels.new_zeros(1))) / (n * m)
     left = levels - 1  # the level just below the end of its interval, in units of 1 / (n m)
     gap = a[left // m] - b[left // n]
     return float((weight @ gap.square()).mean().sqrt())

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from girsanov.errors import GirsanovError
 from girsanov.evaluation.distances import pair, rows
+from girsanov.precision import as_wide
 
 
 def pairwise(x: Tensor) -> float:
@@ -71,10 +72,10 @@ def manifold(x: Tensor, real: Tensor, k: int = 5) -> Manifold:
     distance = torch.cdist(x, y)
     near_real, near_sample = distance <= r_y, distance <= r_x[:, None]
     return Manifold(
-        precision=float(near_real.any(1).double().mean()),
-        recall=float(near_sample.any(0).double().mean()),
-        density=float(near_real.double().sum(1).mean() / k),
-        coverage=float(near_real.any(0).double().mean()),
+        precision=float(as_wide(near_real.any(1)).mean()),
+        recall=float(as_wide(near_sample.any(0)).mean()),
+        density=float(as_wide(near_real).sum(1).mean() / k),
+        coverage=float(as_wide(near_real.any(0)).mean()),
     )
 
 
@@ -93,7 +94,7 @@ def vendi_of_kernel(K: Tensor) -> float:
     """Vendi score of a similarity matrix K [N, N] with ones on its diagonal."""
     if K.ndim != 2 or K.shape[0] != K.shape[1] or not torch.allclose(K.diagonal(), torch.ones_like(K.diagonal())):
         raise GirsanovError("a similarity matrix is square with ones on its diagonal")
-    return effective_number(torch.linalg.eigvalsh(K.double() / len(K)))
+    return effective_number(torch.linalg.eigvalsh(K.cpu().double() / len(K)))
 
 
 def effective_number(weights: Tensor) -> float:

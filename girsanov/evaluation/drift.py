@@ -27,6 +27,7 @@ from girsanov.errors import GirsanovError
 from girsanov.grids import Grid
 from girsanov.models import ModelLike, velocity
 from girsanov.noise import NoiseSource
+from girsanov.precision import as_wide, onto
 from girsanov.rollout import rollout
 from girsanov.samplers.base import Sampler
 from girsanov.types import Cond, Trajectory
@@ -48,7 +49,7 @@ def path_kl(
     Raises GirsanovError if no step of the sampler has noise.
     """
     trajectory = rollout(model, sampler, grid, x_T, cond, noise=noise)
-    total = torch.zeros(len(x_T), dtype=torch.float64, device=x_T.device)
+    total = as_wide(x_T.new_zeros(len(x_T)))
     if not trajectory.trainable:
         raise GirsanovError(
             "the path KL of a deterministic sampler is infinite: measure energy(...), or path_kl with GDDIM(eta=1.0)"
@@ -86,8 +87,8 @@ def kernel_kl(model: ModelLike, reference: ModelLike, sampler: Sampler, trajecto
 
 def _kl(mean: Tensor, other: Tensor, std: Tensor) -> Tensor:
     """``|mean - other|^2 / (2 std^2)``, float64 [B]."""
-    gap = (mean.double() - other.double()).flatten(1).square().sum(1)
-    return 0.5 * gap / std.to(gap.device) ** 2
+    gap = (as_wide(mean) - as_wide(other)).flatten(1).square().sum(1)
+    return 0.5 * gap / onto(std, gap.device) ** 2
 
 
 @torch.no_grad()
@@ -106,8 +107,8 @@ def energy(
     Of a deterministic sampler it is the control energy ``int |u|^2 dt`` of the change.
     """
     trajectory = rollout(model, sampler, grid, x_T, cond, noise=noise)
-    total = torch.zeros(len(x_T), dtype=torch.float64, device=x_T.device)
+    total = as_wide(x_T.new_zeros(len(x_T)))
     for tr in trajectory:
         gap = velocity(model, tr.asked, tr.step.t, cond) - velocity(reference, tr.asked, tr.step.t, cond)
-        total += tr.step.h.abs().to(total.device) * gap.double().flatten(1).square().sum(1)
+        total += onto(tr.step.h.abs(), total.device) * as_wide(gap).flatten(1).square().sum(1)
     return total

@@ -27,6 +27,7 @@ from girsanov.methods.preference.base import plain
 from girsanov.methods.preference.noised import Noised
 from girsanov.models import ModelLike
 from girsanov.noise import Noise
+from girsanov.precision import as_wide
 from girsanov.types import Cond
 
 STREAM = 7301  # noise of the implicit reward
@@ -55,10 +56,10 @@ def implicit_reward(
     """
     rows = torch.arange(len(items)) if ids is None else ids
     source = Noise(seed, 0, rows, STREAM, items.device)
-    total = torch.zeros(items.shape[:2], dtype=torch.float64, device=items.device)
+    total = as_wide(items.new_zeros(items.shape[:2]))
     for k in range(draws):
         draw = Noised.of(tuned, items, source, (UniformTimes(), k, draws, Grid.uniform(1000)), plain)
-        total = total - 0.5 * (draw.look(tuned, cond).error - draw.look(base, cond).error).double()
+        total = total - 0.5 * as_wide(draw.look(tuned, cond).error - draw.look(base, cond).error)
     return total / draws
 
 
@@ -70,7 +71,7 @@ def recovery(implicit: Tensor, reward: Tensor) -> dict[str, float]:
     than three pairs are left.
     """
     keep = reward.isfinite().all(1)
-    s, r = ((v[keep][:, 0] - v[keep][:, 1]).double().cpu() for v in (implicit, reward))
+    s, r = ((v[keep][:, 0] - v[keep][:, 1]).cpu().double() for v in (implicit, reward))
     if len(s) < 3:
         raise GirsanovError(f"a correlation needs at least three pairs with finite rewards, not {len(s)}")
     still = float(s.std()) == 0 or float(r.std()) == 0
@@ -88,7 +89,7 @@ def recovery(implicit: Tensor, reward: Tensor) -> dict[str, float]:
 
 def agreement(reward: Tensor, temperature: float) -> float:
     """How often an annotator of this temperature orders two items of rewards [N, 2] as the reward does."""
-    gap = (reward[:, 0] - reward[:, 1]).abs().double()
+    gap = as_wide((reward[:, 0] - reward[:, 1]).abs())
     gap = gap[gap.isfinite() & (gap > 0)]
     if temperature == 0:
         return 1.0

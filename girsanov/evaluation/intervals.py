@@ -52,7 +52,7 @@ class Interval:
 
 def numbers(values: Values, least: int) -> np.ndarray:
     """Values as float64 [N]. Raises GirsanovError on fewer than ``least``, another shape, or what is not finite."""
-    x = values.detach().double().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values, dtype=np.float64)
+    x = values.detach().cpu().double().numpy() if isinstance(values, Tensor) else np.asarray(values, dtype=np.float64)
     if x.ndim != 1 or len(x) < least:
         raise GirsanovError(f"an interval needs at least {least} numbers in a row, got shape {list(x.shape)}")
     if not np.isfinite(x).all():

@@ -101,4 +101,4 @@ class Judge:
 
 
 def _flat(x: Tensor) -> np.ndarray:
-    return x.detach().flatten(1).double().cpu().numpy()
+    return x.detach().flatten(1).cpu().double().numpy()

@@ -20,6 +20,7 @@ from girsanov.language.rewards import TextReward
 from girsanov.language.tokens import Completions, join
 from girsanov.methods.base import Method, State, Turn
 from girsanov.policy import Policy
+from girsanov.precision import onto
 from girsanov.types import Prompts
 
 GENERATE, CHOOSE, OPPOSE = 1, 2, 3  # noise streams of sampling, of random selections and of an opponent's sampling
@@ -81,4 +82,4 @@ def scored(reward: TextReward, model: LanguageModel, prompts: Prompts, rows: Com
     """Rewards [B] of completions, float64 on their device."""
     texts = model.encoder.texts(rows)
     with scoring():
-        return reward([text_of(p) for p in prompts.meta], texts).to(rows.tokens.device)
+        return onto(reward([text_of(p) for p in prompts.meta], texts), rows.tokens.device)

@@ -15,6 +15,7 @@ from girsanov.errors import GirsanovError
 from girsanov.language.segments import token_weights
 from girsanov.language.tokens import Completions, Encoder, Prompt, pad
 from girsanov.noise import generator
+from girsanov.precision import onto
 from girsanov.prompts import Groups
 from girsanov.store import fingerprint
 from girsanov.types import Cond, Prompts
@@ -48,7 +49,8 @@ class ComparedTexts(Prompts):
 
     def to(self, device: torch.device | str) -> "ComparedTexts":
         """The same on a device."""
-        return dataclasses.replace(self, cond=self.cond.to(device), **self._each(lambda v: v.to(device)))
+        there = self._each(lambda v: v.to(device) if isinstance(v, Completions) else onto(v, device))
+        return dataclasses.replace(self, cond=self.cond.to(device), **there)
 
     def take(self, index: Tensor) -> "ComparedTexts":
         """The chosen rows."""

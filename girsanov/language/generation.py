@@ -16,10 +16,10 @@ from torch import Tensor
 
 from girsanov.distributed import everywhere
 from girsanov.errors import GirsanovError
-from girsanov.language.logprobs import wide
 from girsanov.language.model import LanguageModel, LanguageNet
 from girsanov.language.tokens import Completions, pad
 from girsanov.noise import Noise
+from girsanov.precision import as_wide, onto
 
 NextLaw = Callable[[Tensor, Tensor, Tensor, Any], tuple[Tensor, Any]]
 """``law(tokens [B, n], mask [B, N], places [B, n], cache) -> (logits of the next token [B, V], cache)``: the texts are
@@ -55,7 +55,7 @@ class Sampling:
         """Tokens [B] for logits [B, V] and uniform numbers [B]."""
         if self.temperature == 0:
             return logits.argmax(-1)
-        p = (wide(logits).double() / self.temperature).softmax(-1)
+        p = (as_wide(logits) / self.temperature).softmax(-1)
         if self.top_k is not None or self.top_p is not None:
             p = torch.where(self._kept(p), p, torch.zeros_like(p))
         total = p.cumsum(-1)
@@ -96,7 +96,7 @@ def generate(
     u = noise.uniform((steps,))
     end, filler = model.encoder.end, model.encoder.filler
     over = partial(everywhere, device=model.device) if model.split else bool
-    how = (prompts, u.to(model.device), sampling, end, filler, over)
+    how = (prompts, onto(u, model.device), sampling, end, filler, over)
     drawn = model.ask(lambda net: _walk(partial(ahead, net), *how)) if law is None else _walk(law, *how)
     rows = [[*p, *_until(ids, model.encoder.end)] for p, ids in zip(prompts, drawn.tolist(), strict=True)]
     return pad(rows, [len(p) for p in prompts], model.encoder.filler).to(model.device)

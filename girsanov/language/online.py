@@ -22,6 +22,7 @@ from girsanov.language.rewards import TextReward
 from girsanov.language.tokens import Completions
 from girsanov.methods.base import Data, State, Turn
 from girsanov.policy import Policy
+from girsanov.precision import onto, widest
 from girsanov.preferences import Compared
 from girsanov.preferences.selection import Judged
 from girsanov.types import Batch, Prompts
@@ -78,9 +79,9 @@ class OnlinePreference(PreferenceMethod):
 
     def chosen(self, score: Tensor, prompts: Prompts, turn: Turn, odds: Tensor) -> tuple[Tensor, Tensor]:
         """Which completions [B, K] of each group [B, G] are compared, and which of these count."""
-        place = torch.arange(score.shape[1], device=score.device, dtype=torch.float64).expand_as(score)
+        place = torch.arange(score.shape[1], device=score.device, dtype=widest(score.device)).expand_as(score)
         wins = win_probabilities(score, self.temperature)
-        u = turn.noise(prompts.ids[:: score.shape[1]], CHOOSE).uniform((score.shape[1],)).to(score.device)
+        u = onto(turn.noise(prompts.ids[:: score.shape[1]], CHOOSE).uniform((score.shape[1],)), score.device)
         group = Compared(place.contiguous(), score=score, wins=wins)
         if isinstance(self.loss.items, Judged):  # a judge compares the first two
             two = slice(None), slice(0, 2)

@@ -24,6 +24,7 @@ from girsanov.language.rewards import TextReward
 from girsanov.language.tokens import Completions
 from girsanov.methods.base import Chunk, Data, State, Turn
 from girsanov.policy import Policy
+from girsanov.precision import as_wide
 from girsanov.sequences import SequenceRL, Signals, Tokens
 from girsanov.sequences.credit import GAE, Credit, Greedy, Whitened
 from girsanov.types import Batch, Prompts
@@ -186,5 +187,5 @@ class LanguageRL(LanguageMethod):
         loss, numbers = self.rl.loss(tokens, Signals(batch.advantage, batch.mask, batch.target, per))
         gap = torch.where(batch.rows.own, (logp.detach() - old).exp(), torch.ones_like(old))
         numbers = {**numbers, "ratio_min": gap.min(), "ratio_max": gap.max()}
-        numbers["length"] = batch.rows.length.double().mean()
+        numbers["length"] = as_wide(batch.rows.length).mean()
         yield Chunk(loss, numbers)

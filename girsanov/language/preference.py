@@ -39,6 +39,7 @@ from girsanov.language.tokens import Completions
 from girsanov.methods.base import Chunk, Data, State, Turn
 from girsanov.models import ModelLike
 from girsanov.policy import Policy
+from girsanov.precision import as_wide
 from girsanov.preferences import Compared, ImitationLoss, PointLoss, dispersion
 from girsanov.preferences.base import Loss
 from girsanov.preferences.moves import Fixed
@@ -165,7 +166,7 @@ class PreferenceMethod(LanguageMethod):
 
 def _share(right: Tensor, there: Tensor) -> Tensor:
     """The share of what is there that is right, []."""
-    return (right & there).double().sum() / there.double().sum().clamp_min(1)
+    return as_wide(right & there).sum() / as_wide(there).sum().clamp_min(1)
 
 
 @dataclass(frozen=True, kw_only=True)

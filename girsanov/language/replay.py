@@ -30,6 +30,7 @@ from girsanov.language.tokens import Completions, join
 from girsanov.methods.advantages import LeaveOneOut
 from girsanov.methods.base import Chunk, Data, State, Turn
 from girsanov.policy import Policy
+from girsanov.precision import as_wide
 from girsanov.sequences import SequenceRL, Signals, Tokens, on_off_loss
 from girsanov.sequences.credit import Credit, Outcome
 from girsanov.sequences.levels import TokenMean
@@ -143,10 +144,9 @@ class ReplayRL(LanguageMethod):
         index = (u * len(kept)).long().clamp_max(len(kept) - 1) * n + torch.arange(n)
         stale = Drawn.join(kept, model.encoder.filler).take(index)
         own = stale.rows.own
-        rho = torch.where(
-            own, ratio_of(model.token_logp(stale.rows) - stale.logp), torch.zeros_like(stale.logp)
-        ).double()
-        sums = torch.stack([rho.sum(), rho.square().sum(), own.double().sum()])
+        rho = ratio_of(model.token_logp(stale.rows) - stale.logp)
+        rho = as_wide(torch.where(own, rho, torch.zeros_like(rho)))
+        sums = torch.stack([rho.sum(), rho.square().sum(), as_wide(own).sum()])
         total, square, count = turn.reduce.mean(sums)
         size = total.square() / (square * count)
         return {"stale": stale, "stale_per": mean_length(stale.rows, turn).expand(n), "size": size.expand(n)}
@@ -158,11 +158,11 @@ class ReplayRL(LanguageMethod):
         on, signals = self.pass_of(batch.fresh, batch, model.token_logp(batch.fresh.rows), batch.per)
         if batch.stale is None or batch.stale_per is None or batch.size is None:
             terms = torch.where(on.mask, -signals.advantage * on.logp, torch.zeros_like(on.logp))
-            yield Chunk(TokenMean()(terms, on.mask, signals.per), {"length": batch.fresh.rows.length.double().mean()})
+            yield Chunk(TokenMean()(terms, on.mask, signals.per), {"length": as_wide(batch.fresh.rows.length).mean()})
             return
         off, older = self.pass_of(batch.stale, batch, model.token_logp(batch.stale.rows), batch.stale_per)
         loss, numbers = on_off_loss(on, signals, off, older, batch.size.mean().to(on.logp.dtype))
-        yield Chunk(loss, {**numbers, "length": batch.fresh.rows.length.double().mean()})
+        yield Chunk(loss, {**numbers, "length": as_wide(batch.fresh.rows.length).mean()})
 
     def pass_of(self, drawn: Drawn, batch: ReplayBatch, logp: Tensor, per: Tensor) -> tuple[Tokens, Signals]:
         """What the loss reads of one side."""
@@ -173,4 +173,4 @@ class ReplayRL(LanguageMethod):
 
 def mean_length(rows: Completions, turn: Turn) -> Tensor:
     """Tokens a completion has on average over all processes, float64 []."""
-    return turn.reduce.mean(rows.length.double().mean())
+    return turn.reduce.mean(as_wide(rows.length).mean())

@@ -23,6 +23,7 @@ none        0                        1                 for rewards without a gra
 A tempered skip is monotone in t: it falls for rewards that curve down (c > 0) and rises for others.
 """
 
+import dataclasses
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ import torch
 from torch import Tensor
 
 from girsanov.errors import GirsanovError
+from girsanov.precision import as_wide, onto
 from girsanov.processes import Schedule
 
 LEVER = 10.0
@@ -118,8 +120,9 @@ class TemperedSkip(Skip):
 
     def __call__(self, t: Tensor, c: Schedule, learned: Tensor) -> tuple[Tensor, Tensor]:
         """``1 / (1 + (e^p - 1) w), w`` with ``p`` and ``log s_0`` learned."""
-        p, stretch = (LEVER * learned.double()).unbind()
-        w = open_share(c, self.data_std * stretch.exp())
+        p, stretch = (LEVER * as_wide(learned)).unbind()
+        now = dataclasses.replace(c, alpha=onto(c.alpha, p.device), sigma=onto(c.sigma, p.device))
+        w = open_share(now, self.data_std * stretch.exp())
         return 1 / (1 + torch.expm1(p) * w), w
 
 

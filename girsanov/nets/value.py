@@ -24,6 +24,7 @@ from girsanov.nets.embed import Embedding, Even, zeroed
 from girsanov.nets.mlp import Block
 from girsanov.nets.precondition import clock
 from girsanov.nets.skip import Skip, TemperedSkip
+from girsanov.precision import as_wide
 from girsanov.predictions import scale
 from girsanov.processes import Process
 from girsanov.settings import Count, Natural, Positive, settings
@@ -52,7 +53,7 @@ class Value(nn.Module):
     @torch.no_grad()
     def calibrate(self, rewards: Tensor) -> None:
         """Sets m and varsigma to mean and standard deviation of rewards [B]; those that are not finite are left out."""
-        kept = rewards[rewards.isfinite()].double()
+        kept = as_wide(rewards[rewards.isfinite()])
         if len(kept) > 1:
             self.loc.fill_(float(kept.mean()))
             self.scale.fill_(max(float(kept.std(correction=0)), 1e-6 * (1 + abs(float(kept.mean())))))

@@ -13,6 +13,7 @@ from girsanov.evaluation.judge import Judge
 from girsanov.grids import Grid
 from girsanov.models import ModelLike
 from girsanov.noise import Noise
+from girsanov.precision import as_wide
 from girsanov.recipes.base import Metric, Samples
 from girsanov.recipes.digits_data import CLASSES, SHAPE, balanced_labels, digit_cond, digit_prompts
 from girsanov.rewards.base import Reward
@@ -93,8 +94,8 @@ class Evaluator:
         }
         for name in ("reward", "diversity"):  # a score that a pool dropped; a class with one picture
             values[name] = values[name][values[name].isfinite()]
-        found = {name: float(v.double().mean()) for name, v in values.items()}
-        found |= {f"{name}_se": float(v.double().std()) / math.sqrt(len(v)) for name, v in values.items()}
+        found = {name: float(as_wide(v).mean()) for name, v in values.items()}
+        found |= {f"{name}_se": float(as_wide(v).std()) / math.sqrt(len(v)) for name, v in values.items()}
         worst = float(verdict.class_accuracy.nan_to_num(1.0).min())
         per_class = len(x) / CLASSES
         return found | {"worst_class": worst, "worst_class_se": math.sqrt(worst * (1 - worst) / per_class)}

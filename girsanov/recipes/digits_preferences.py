@@ -15,6 +15,7 @@ from girsanov.evaluation.intervals import share_interval
 from girsanov.items import draw_items
 from girsanov.methods.base import Method
 from girsanov.models import ModelLike
+from girsanov.precision import as_wide
 from girsanov.recipes.base import Metric
 from girsanov.recipes.digits_data import balanced_labels, digit_prompts
 from girsanov.recipes.digits_evaluation import LOT, Evaluator
@@ -67,7 +68,7 @@ class PreferenceEvaluator:
             return drawn[0].cpu(), drawn[1].cpu()
 
         items, reward = (torch.cat(c) for c in zip(*inner.spread.together(len(prompts), LOT, lot), strict=True))
-        return cls(inner, items, reward, prompts, inner.scored(*inner.draw(base, inner.samples, inner.seed)).double())
+        return cls(inner, items, reward, prompts, as_wide(inner.scored(*inner.draw(base, inner.samples, inner.seed))))
 
     @torch.no_grad()
     def __call__(self, run: Run) -> dict[str, float]:
@@ -81,7 +82,7 @@ class PreferenceEvaluator:
             return implicit_reward(tuned, base, items, asked.cond, ids=ids).cpu()
 
         numbers |= recovery(torch.cat(self.inner.spread.together(len(self.items), LOT, lot)), self.reward)
-        return numbers | self.wins(self.inner.scored(x, labels).double())
+        return numbers | self.wins(as_wide(self.inner.scored(x, labels)))
 
     def wins(self, reward: Tensor) -> dict[str, float]:
         """How often these rewards are above the untuned ones, ties counted half; of those that are finite."""

@@ -13,6 +13,7 @@ from girsanov.evaluation.drift import path_kl
 from girsanov.grids import Grid, default_grid
 from girsanov.models import ModelLike
 from girsanov.noise import Noise
+from girsanov.precision import as_wide
 from girsanov.recipes.base import Metric, Samples
 from girsanov.rewards.base import Reward
 from girsanov.rollout import rollout
@@ -95,7 +96,7 @@ class PipelineEvaluator:
         values["diversity"] = spread
         if self.kl_samples:
             values["kl"] = self.drift(run.model(), run.reference())
-        values = {k: v[v.isfinite()].double() for k, v in values.items()}
+        values = {k: as_wide(v[v.isfinite()]) for k, v in values.items()}
         found = {k: float(v.mean()) for k, v in values.items() if len(v)}
         return found | {f"{k}_se": float(v.std()) / math.sqrt(len(v)) for k, v in values.items() if len(v) > 1}
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from girsanov.errors import GirsanovError
 from girsanov.methods.base import Chunk, Data, Method, State, Turn
 from girsanov.policy import Policy
+from girsanov.precision import as_wide
 from girsanov.preferences.base import Loss
 from girsanov.preferences.records import Compared
 from girsanov.reward_models.data import ComparedPrompts
@@ -90,4 +91,4 @@ class RewardModelling(Method):
         if self.centre:
             loss = loss + self.centre * scores[batch.valid].square().mean()
         gap = (scores[:, 0] - scores[:, 1]).mean(1).detach()
-        yield Chunk(loss, {"accuracy": (gap > 0).double().mean(), "gap": gap.mean()})
+        yield Chunk(loss, {"accuracy": as_wide(gap > 0).mean(), "gap": gap.mean()})

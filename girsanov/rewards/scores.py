@@ -14,6 +14,7 @@ from torch import Tensor
 
 from girsanov.clock import scoring
 from girsanov.errors import GirsanovError
+from girsanov.precision import as_wide, onto
 from girsanov.rewards.base import Reward
 from girsanov.types import Prompts
 
@@ -71,6 +72,11 @@ def weights(reward: Reward) -> Tensor:
     """The weight of each column of a reward's scores, float64 [R]; the weighted sum of the columns is the reward."""
     own = getattr(reward, "column_weights", None)
     return torch.ones(1, dtype=torch.float64) if own is None else own
+
+
+def total(reward: Reward, scores: Tensor) -> Tensor:
+    """The weighted sum [B] of a reward's scores [B, R], in the widest floats of their device."""
+    return as_wide(scores) @ onto(weights(reward), scores.device)
 
 
 def names(reward: Reward) -> tuple[str, ...]:

@@ -27,6 +27,7 @@ from torch import Tensor
 from girsanov.errors import GirsanovError
 from girsanov.methods.advantages.base import Advantage, GroupNormalised
 from girsanov.methods.base import State, Turn
+from girsanov.precision import as_wide
 from girsanov.sequences.records import Tokens
 
 
@@ -114,7 +115,7 @@ class Whitened(Credit):
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """``(A - mean) / (std + eps)``; the targets stay."""
         a, mask, target = self.inner(tokens, rewards, state, turn)
-        kept = a[tokens.mask].double()
+        kept = as_wide(a[tokens.mask])
         n, total = turn.reduce.mean(torch.stack([kept.new_tensor(float(len(kept))), kept.sum()]))
         mean = total / n
         std = (turn.reduce.mean((kept - mean).square().sum()) / n).sqrt()

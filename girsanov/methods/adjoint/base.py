@@ -13,7 +13,7 @@ from torch import Tensor
 from girsanov.methods.base import Chunk
 from girsanov.models import velocity
 from girsanov.policy import Policy
-from girsanov.reductions import as_wide
+from girsanov.precision import as_wide
 from girsanov.types import Batch, Cond, wide
 
 

@@ -31,6 +31,7 @@ from torch import Tensor
 from girsanov.errors import GirsanovError
 from girsanov.methods.advantages.groups import Groups, leave_one_out
 from girsanov.methods.base import State, Turn
+from girsanov.precision import as_wide
 
 
 class Advantage(ABC):
@@ -59,9 +60,9 @@ class Advantage(ABC):
         """
         if reward.ndim not in (1, 2) or len(reward) != len(group):
             raise GirsanovError(f"rewards have shape [B] or [B, R] for {len(group)} samples, not {list(reward.shape)}")
-        r = reward.to(torch.float32 if reward.device.type == "mps" else torch.float64)
+        r = as_wide(reward)
         r, key = turn.reduce.gather(r.reshape(len(r), -1)), turn.reduce.gather(group.to(r.device))
-        w = r.new_ones(r.shape[1]) if weights is None else weights.to(r)
+        w = r.new_ones(r.shape[1]) if weights is None else weights.to(r.dtype).to(r.device)
         if bool(r.isfinite().all()):
             a, mask = self.compute(r, w, Groups.of(key), state)
         else:

@@ -5,9 +5,9 @@ from torch import Tensor
 from girsanov.methods.advantages.base import Advantage
 from girsanov.methods.advantages.groups import prompt_keys
 from girsanov.methods.base import State, Turn
-from girsanov.reductions import as_wide
+from girsanov.precision import as_wide, onto
 from girsanov.rewards.base import Reward
-from girsanov.rewards.scores import Pending, weights
+from girsanov.rewards.scores import Pending, total, weights
 from girsanov.types import Prompts
 
 
@@ -15,11 +15,10 @@ def judge(
     reward: Reward, pending: Pending, advantage: Advantage, prompts: Prompts, state: State, turn: Turn
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Waits for the scores: total reward [B] (NaN where a sample was dropped), advantage [B] and mask [B]."""
-    scores = pending.result().detach().to(turn.device)
-    w = weights(reward).to(scores.device)
+    scores = onto(pending.result().detach(), turn.device)
     group = prompt_keys(prompts) if advantage.by_prompt else prompts.group
-    a, mask = advantage(scores, group, state, turn, w)
-    return scores.to(w.dtype) @ w, a, mask
+    a, mask = advantage(scores, group, state, turn, weights(reward))
+    return total(reward, scores), a, mask
 
 
 def reward_metrics(reward: Tensor, mask: Tensor) -> dict[str, Tensor | float]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from girsanov.precision import as_wide
 from girsanov.types import Batch, Cond, Transition
 
 
@@ -100,7 +101,7 @@ class ValuedPaths(Batch):
 
     def metrics(self) -> dict[str, Tensor | float]:
         """Mean and spread of the rewards that arrived, the share that did not, and the diagnosis of the value."""
-        kept = self.reward[self.mask].double()
+        kept = as_wide(self.reward[self.mask])
         spread = kept.std(correction=0) if len(kept) else kept.mean()
         dropped = 1.0 - len(kept) / len(self.reward)
         return {"reward": kept.mean(), "reward_std": spread, "dropped": dropped, **self.diagnosis.numbers}

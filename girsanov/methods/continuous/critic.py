@@ -15,8 +15,9 @@ from girsanov.methods.continuous.price import Price
 from girsanov.methods.differentiable import scores
 from girsanov.models import ModelLike
 from girsanov.nets.value import Value
+from girsanov.precision import as_wide, onto
 from girsanov.rewards.base import Reward
-from girsanov.rewards.scores import submit, weights
+from girsanov.rewards.scores import submit, total
 from girsanov.samplers.base import AffineSampler
 from girsanov.types import Kernel, Prompts, Transition
 
@@ -53,7 +54,7 @@ class Critic:
             reward, value, gradient = self.judge(x, tr.step.t, clean, grad)
         drawn = Kernel(tr.mean, tr.std, tr.stochastic, kernel.gain)
         mean = kernel.mean.detach()
-        paid = torch.zeros(len(x), dtype=torch.float64, device=x.device)
+        paid = as_wide(x.new_zeros(len(x)))
         if self.price is not None:
             paid = self.price.charge(drawn, tr.step, tr.mean, mean)
         return Seen(tr, mean, reward, value, gradient, -paid), drawn
@@ -66,7 +67,7 @@ class Critic:
                 x = x0.detach().requires_grad_(True)
                 clean = x if self.value.skip.uses_reward else None
                 gradient = self.judge(x, torch.zeros((), dtype=torch.float64), clean, True)[2]
-        nothing = torch.zeros(len(x0), dtype=torch.float64, device=x0.device)
+        nothing = as_wide(x0.new_zeros(len(x0)))
         return Seen(None, None, None, reward, gradient, nothing)
 
     def judge(
@@ -82,6 +83,5 @@ class Critic:
         """``RM(decode(clean))`` [B], with its graph if asked for; NaN where a pool dropped a sample."""
         if grad:
             return scores(self.reward, self.reference, clean, self.prompts)
-        found = submit(self.reward, self.reference.decode(clean), self.prompts).result().detach().to(clean.device)
-        w = weights(self.reward).to(found.device)
-        return found.to(w.dtype) @ w
+        found = submit(self.reward, self.reference.decode(clean), self.prompts).result().detach()
+        return total(self.reward, onto(found, clean.device))

@@ -22,6 +22,7 @@ from girsanov.methods.continuous.batch import Part, Seen
 from girsanov.methods.continuous.price import Price
 from girsanov.methods.continuous.rate import dot
 from girsanov.methods.continuous.updates import Metrics, PolicyUpdate
+from girsanov.precision import as_wide
 from girsanov.types import Kernel
 
 
@@ -67,8 +68,8 @@ class FewStepForm(PolicyUpdate):
             after = after.clamp(-self.bound, self.bound)
         moved = after - part.tr.x_t
         gained = dot(part.signal, moved.clamp(-self.displacement, self.displacement))
-        loss = -gained.clamp(-self.limit, self.limit).double()
-        metrics = {"clipped": (gained.detach().abs() > self.limit).double().mean()}
+        loss = -as_wide(gained.clamp(-self.limit, self.limit))
+        metrics = {"clipped": as_wide(gained.detach().abs() > self.limit).mean()}
         if price is not None and part.reference is not None:
             loss = loss + price.charge(kernel, part.tr.step, kernel.mean, part.reference)
         return loss, metrics

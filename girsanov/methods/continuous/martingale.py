@@ -18,10 +18,12 @@ Reference: Jia & Zhou 2022, arXiv:2108.06655 (martingale conditions of a value).
 import torch
 from torch import Tensor
 
+from girsanov.precision import as_wide
+
 
 def martingale_test(values: Tensor, running: Tensor) -> dict[str, float]:
     """``martingale_z`` and ``martingale_drift`` of values [n, K + 1] and running rewards [n, K]; 0 below 3 paths."""
-    v, c = values.double(), running.double()
+    v, c = as_wide(values), as_wide(running)
     n, spread = len(v), v[:, -1].std(correction=0)
     if n < 3 or not float(spread) > 0:
         return {"martingale_z": 0.0, "martingale_drift": 0.0}

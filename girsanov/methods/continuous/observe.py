@@ -15,7 +15,8 @@ from girsanov.methods.continuous.martingale import martingale_test
 from girsanov.methods.online import sample_and_score
 from girsanov.nets.value import Value
 from girsanov.policy import Policy
-from girsanov.rewards.scores import weights
+from girsanov.precision import as_wide, onto
+from girsanov.rewards.scores import total
 from girsanov.types import Kernel, Prompts, Trajectory
 
 if TYPE_CHECKING:
@@ -36,9 +37,7 @@ def observe(method: "CTRL", value: Value, policy: Policy, prompts: Prompts, stat
         )
         if method.trust is not None:
             adapt(method, policy, path, state, turn)
-    scores = pending.result().detach().to(x_T.device)
-    w = weights(method.reward).to(scores.device)
-    reward = scores.to(w.dtype) @ w
+    reward = total(method.reward, onto(pending.result().detach(), x_T.device))
     if turn.index == 0:
         value.calibrate(turn.reduce.gather(reward))
     able = [k for k, tr in enumerate(path) if method.update.trains(tr.stochastic, method.price)]
@@ -46,7 +45,7 @@ def observe(method: "CTRL", value: Value, policy: Policy, prompts: Prompts, stat
         raise GirsanovError("no step of the grid can be trained: take more steps (the last step may be noiseless)")
     chosen = [able[k] for k in method.steps(len(able), turn)] if turn.index >= method.pretrain else []
     seen, kernels = look(method, value, policy, prompts, path, reward, method.update.wants(chosen))
-    values = torch.stack([s.value.double() for s in seen], 1)
+    values = torch.stack([as_wide(s.value) for s in seen], 1)
     running = method.target.running(torch.stack([s.running for s in seen[:-1]], 1))
     targets = method.target(values, running)
     parts = tuple(part_of(method, policy, seen, kernels, k, turn) for k in chosen)
@@ -86,7 +85,7 @@ def points_of(seen: Sequence[Seen], targets: Tensor, value: Value, x0: Tensor) -
         Point(s.tr.x_t, s.tr.step.t, s.reward, y) for s, y in zip(seen[:-1], targets.unbind(1), strict=True) if s.tr
     ]
     if not value.skip.uses_reward:
-        points.append(Point(x0, torch.zeros((), dtype=torch.float64), None, seen[-1].value.double()))
+        points.append(Point(x0, torch.zeros((), dtype=torch.float64), None, as_wide(seen[-1].value)))
     return tuple(points)
 
 
@@ -107,7 +106,7 @@ def adapt(method: "CTRL", policy: Policy, path: Trajectory, state: State, turn: 
     """Moves the weight of the trust region by the path KL from the policy of the rollout before, under this one."""
     assert method.trust is not None
     model = policy.view("old", "rollout")
-    moved = torch.zeros(len(path), dtype=torch.float64, device=path.x0.device)
+    moved = as_wide(path.x0.new_zeros(len(path)))
     for tr in path.trainable:
         mean = method.sampler.kernel(model, tr.asked, tr.step, tr.cond)[0].mean
         moved = moved + Kernel(tr.mean, tr.std, True).kl(mean)

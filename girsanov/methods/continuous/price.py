@@ -21,10 +21,10 @@ arXiv:2409.08400 (deterministic samplers).
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from girsanov.errors import GirsanovError
+from girsanov.precision import as_wide
 from girsanov.processes import Process
 from girsanov.reductions import square_distance
 from girsanov.types import Kernel, Step
@@ -53,7 +53,7 @@ class Price(ABC):
     def charge(self, kernel: Kernel, step: Step, mean: Tensor, reference: Tensor) -> Tensor:
         """``c |mean - reference|^2 / 2`` of a step, float64 [B]; 0 for a step that is not priced."""
         if not self.acts(kernel.stochastic):
-            return torch.zeros(len(mean), dtype=torch.float64, device=mean.device)
+            return as_wide(mean.new_zeros(len(mean)))
         return 0.5 * self.stiffness(kernel, step) * square_distance(mean, reference)
 
 

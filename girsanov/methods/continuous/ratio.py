@@ -25,6 +25,7 @@ from girsanov.methods.base import Turn
 from girsanov.methods.continuous.batch import Part, Seen
 from girsanov.methods.continuous.price import Price
 from girsanov.methods.continuous.updates import Metrics, PolicyUpdate
+from girsanov.precision import as_wide
 from girsanov.surrogates import Clip, Surrogate, ratio_of
 from girsanov.types import Kernel
 
@@ -59,9 +60,9 @@ class Standardised(StepAdvantage):
     def __call__(self, increment: Tensor, turn: Turn) -> Tensor:
         """``clip((A - mean) / (std + 1e-8))``."""
         every = turn.reduce.gather(increment)
-        kept = every[every.isfinite()].double()
+        kept = as_wide(every[every.isfinite()])
         spread = kept.std(correction=0) if len(kept) else kept.sum()
-        centred = increment.double() - (kept.mean() if len(kept) else 0.0)
+        centred = as_wide(increment) - (kept.mean() if len(kept) else 0.0)
         return (centred / (spread + 1e-8)).clamp(-self.limit, self.limit)
 
 
@@ -90,7 +91,7 @@ class RatioForm(PolicyUpdate):
 
     def signal(self, here: Seen, after: Seen, kernel: Kernel, price: Price | None, turn: Turn) -> Tensor:
         """The advantages of the step, [B]."""
-        return self.advantage(after.value.double() - here.value + here.running, turn)
+        return self.advantage(as_wide(after.value) - here.value + here.running, turn)
 
     def loss(self, kernel: Kernel, part: Part, price: Price | None) -> tuple[Tensor, Metrics]:
         """The surrogate and the price of the step."""

@@ -14,7 +14,7 @@ from girsanov.grids import Grid
 from girsanov.methods.base import Chunk, Turn
 from girsanov.methods.direct.objectives import Objective
 from girsanov.policy import Policy
-from girsanov.reductions import as_wide
+from girsanov.precision import as_wide
 from girsanov.rollout import rollout
 from girsanov.samplers.base import Sampler
 from girsanov.starts import first_states

@@ -35,13 +35,14 @@ from girsanov.methods.forward.draws import Draw, ForwardBatch
 from girsanov.methods.forward.errors import ErrorNorm, SelfNormalisedX0, VelocityError
 from girsanov.methods.forward.old import OLD, ComparesWithOld, ConstantDecay, DecaySchedule
 from girsanov.policy import Policy, Use
+from girsanov.precision import as_wide
 from girsanov.types import Prompts
 
 
 def group_mean(values: Tensor, prompts: Prompts, turn: Turn) -> Tensor:
     """The mean of values [B] over each sample's group, over all processes: [B], in the dtype of the values."""
     groups = Groups.of(turn.reduce.gather(prompts.group.to(values.device)))
-    every = turn.reduce.gather(values.double().unsqueeze(1))
+    every = turn.reduce.gather(as_wide(values).unsqueeze(1))
     return turn.reduce.local(groups.mean(every)).squeeze(1).to(values.dtype)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from girsanov.errors import GirsanovError
 from girsanov.grids import Grid
+from girsanov.precision import onto
 
 
 class Times(ABC):
@@ -58,7 +59,7 @@ class GridTimes(Times):
         n = len(grid) - self.skip
         if n < 1:
             raise GirsanovError(f"skip = {self.skip} leaves no step of the grid's {len(grid)}: lower it")
-        return grid.ts.to(u.device)[(u * n).long()]
+        return onto(grid.ts, u.device)[(u * n).long()]
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from girsanov.errors import GirsanovError
+from girsanov.precision import onto
 from girsanov.types import Kernel, Step
 
 
@@ -58,7 +59,7 @@ class RatioNorm(Ratio):
     def __call__(self, log_ratio: Tensor, divergence: Tensor | None, kernel: Kernel, step: Step) -> Tensor:
         """``std (log rho + KL)``, linear in the shift of the mean."""
         assert divergence is not None
-        return (log_ratio + divergence) * kernel.std.to(log_ratio.device)
+        return (log_ratio + divergence) * onto(kernel.std, log_ratio.device)
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class ProportionalCredit(Ratio):
         """``log rho * zeta |dt| / (|gain| / std)``."""
         if kernel.gain is None:
             raise GirsanovError("proportional credit needs a one-stage sampler, for example FlowSDE() or GDDIM(1.0)")
-        return log_ratio * (self.zeta * step.h.abs() * kernel.std / kernel.gain.abs()).to(log_ratio.device)
+        return log_ratio * onto(self.zeta * step.h.abs() * kernel.std / kernel.gain.abs(), log_ratio.device)
 
 
 class StepWeight(ABC):

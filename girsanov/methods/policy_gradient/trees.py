@@ -33,8 +33,9 @@ from girsanov.methods.online import WALK
 from girsanov.methods.policy_gradient.nodes import EveryLeaf, Fusion, MeanFusion, Width, fuse
 from girsanov.methods.policy_gradient.paths import Paths, Signal
 from girsanov.models import ModelLike
+from girsanov.precision import onto
 from girsanov.rewards.base import Reward
-from girsanov.rewards.scores import Pending, submit, weights
+from girsanov.rewards.scores import Pending, submit, total, weights
 from girsanov.rollout import rollout
 from girsanov.samplers.base import Sampler
 from girsanov.types import Prompts, Step, Trajectory
@@ -117,13 +118,13 @@ class Trees(Paths):
         rows: Sequence[int], state: State, turn: Turn,
     ) -> tuple[Tensor, Tensor, list[Signal]]:  # fmt: skip
         """The advantage of each node's reward among the nodes of its depth; nodes without a kept leaf are masked."""
-        scores, w = pending.result().detach().to(turn.device), weights(reward)
+        scores = onto(pending.result().detach(), turn.device)
         key = prompt_keys(prompts) if advantage.by_prompt else prompts.group
         leaves, _ = self.leaves(prompts)
-        total = (scores.to(w.dtype) @ w.to(scores.device)).view(-1, leaves)
-        kept, found = self.width(total, self.fan).flatten(), dict[int, Signal]()
+        summed = total(reward, scores).view(-1, leaves)
+        kept, found = self.width(summed, self.fan).flatten(), dict[int, Signal]()
         for n, nodes in self.rewards(scores, path).items():
-            a, mask = advantage(nodes, key.view(n, -1)[:, 0], state, turn, w)
+            a, mask = advantage(nodes, key.view(n, -1)[:, 0], state, turn, weights(reward))
             mask = mask & kept.view(n, -1).any(1).to(mask.device)
             found[n] = (torch.where(mask, a, torch.zeros_like(a)), mask)
-        return total, found[len(prompts)][1].view(-1, leaves), [found[n] for n in rows]
+        return summed, found[len(prompts)][1].view(-1, leaves), [found[n] for n in rows]

@@ -23,6 +23,7 @@ from girsanov.methods.forward.times import Times, UniformTimes
 from girsanov.methods.preference.noised import Noised, Seen
 from girsanov.pairs import PairPrompts
 from girsanov.policy import Policy, Use
+from girsanov.precision import as_wide
 from girsanov.predictions import Prediction
 from girsanov.preferences.records import Compared
 from girsanov.processes import Schedule
@@ -124,4 +125,4 @@ def compared(now: Seen, base: Seen | None, draw: Noised, batch: ItemBatch) -> Co
 def pair_metrics(h: Tensor) -> dict[str, Tensor]:
     """Accuracy (a tie, to rounding, counts half) and mean of logits."""
     h = torch.where(h.detach().abs() < 1e-9, torch.zeros_like(h), h.detach())
-    return {"accuracy": ((h.sign() + 1) / 2).double().mean(), "logit": h.mean()}
+    return {"accuracy": as_wide((h.sign() + 1) / 2).mean(), "logit": h.mean()}

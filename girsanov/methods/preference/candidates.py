@@ -16,6 +16,7 @@ from girsanov.methods.base import Turn
 from girsanov.methods.policy_gradient.batch import Scored
 from girsanov.methods.preference.noised import Noised
 from girsanov.models import ModelLike, Shared
+from girsanov.precision import as_wide
 from girsanov.preferences.labels import Graded
 from girsanov.preferences.pairs import PairLoss
 from girsanov.preferences.records import Compared
@@ -90,4 +91,4 @@ def judged(v: Tensor, scores: Tensor, temperature: float) -> tuple[Tensor, dict[
     """The preference model's loss of values [B, 2] for rewards [B, 2], [B], and how often it is right."""
     loss = PairLoss(score=Score(1.0, reference=0.0), labels=Graded(temperature))
     right = ((v[:, 0] - v[:, 1]) * (scores[:, 0] - scores[:, 1])).detach() > 0
-    return loss.rows(Compared(v, score=scores)), {"judge_accuracy": right.double().mean()}
+    return loss.rows(Compared(v, score=scores)), {"judge_accuracy": as_wide(right).mean()}

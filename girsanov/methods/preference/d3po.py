@@ -27,6 +27,7 @@ from girsanov.methods.preference.groups import best_and_worst, total
 from girsanov.methods.preference.paths import PairedPaths, chosen_steps, clipped, log_ratios, needs_density
 from girsanov.methods.states import KeepsStates
 from girsanov.policy import Policy
+from girsanov.precision import as_wide
 from girsanov.preferences.links import Link, Logistic
 from girsanov.reductions import Reduction
 from girsanov.rewards.base import Reward
@@ -84,5 +85,5 @@ class D3PO(KeepsStates):
             held = self.beta * clipped(ratio, self.clip)
             h = held[:, 0] - held[:, 1]
             rows = torch.where(batch.mask, self.link(h), torch.zeros_like(h))
-            silent = (held != self.beta * ratio).double().mean()
+            silent = as_wide(held != self.beta * ratio).mean()
             yield Chunk(rows.mean() / len(batch.parts), pair_metrics(h) | {"clip_fraction": silent.detach()})

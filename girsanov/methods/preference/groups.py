@@ -8,15 +8,15 @@ from torch import Tensor
 from girsanov.errors import GirsanovError
 from girsanov.methods.advantages.groups import Groups
 from girsanov.methods.base import Turn
+from girsanov.precision import onto
 from girsanov.rewards.base import Reward
-from girsanov.rewards.scores import Pending, weights
+from girsanov.rewards.scores import Pending
+from girsanov.rewards.scores import total as weighted
 
 
 def total(reward: Reward, pending: Pending, turn: Turn) -> Tensor:
     """Waits for the scores: the weighted sum of the rewards [B], NaN where a sample was dropped."""
-    scores = pending.result().detach().to(turn.device)
-    w = weights(reward).to(scores.device)
-    return scores.to(w.dtype) @ w
+    return weighted(reward, onto(pending.result().detach(), turn.device))
 
 
 @dataclass(frozen=True)

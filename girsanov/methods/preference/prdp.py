@@ -36,6 +36,7 @@ from girsanov.methods.preference.groups import neighbours, total
 from girsanov.methods.preference.paths import PairedPaths, chosen_steps, log_ratios, needs_density
 from girsanov.methods.states import KeepsStates
 from girsanov.policy import Policy
+from girsanov.precision import as_wide
 from girsanov.rewards.base import Reward
 from girsanov.samplers.base import Sampler
 from girsanov.samplers.gddim import GDDIM
@@ -104,7 +105,7 @@ class PRDP(KeepsStates):
             moved = _difference(live)
             rows = error.square() / k + 2 * self.beta * error * (moved - moved.detach())
             loss = torch.where(batch.mask, rows, torch.zeros_like(rows)).mean()
-            yield Chunk(loss, {"residual": error.abs().mean(), "clip_fraction": worse.double().mean()})
+            yield Chunk(loss, {"residual": error.abs().mean(), "clip_fraction": as_wide(worse).mean()})
 
     def _residual(self, ratios: list[Tensor], batch: PairedPaths) -> Tensor:
         """``beta (S^1 - S^2) - (r^1 - r^2)`` [P]."""

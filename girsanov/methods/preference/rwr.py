@@ -28,6 +28,7 @@ from girsanov.methods.forward.base import ForwardMethod
 from girsanov.methods.forward.draws import Draw, ForwardBatch
 from girsanov.methods.forward.errors import mean_square
 from girsanov.policy import Policy, Use
+from girsanov.precision import as_wide
 from girsanov.types import Prompts
 
 
@@ -54,7 +55,7 @@ class RewardWeighted(ForwardMethod):
 
     def prepare(self, policy: Policy, batch: ForwardBatch, prompts: Prompts, turn: Turn) -> ForwardBatch:
         """The weights, over all processes, as the note of every draw; a sample without a reward has none."""
-        r = batch.reward.double()
+        r = as_wide(batch.reward)
         heard = r.isfinite()
         every = turn.reduce.gather(r)
         centre = every[every.isfinite()].mean() if bool(every.isfinite().any()) else every.new_zeros(())

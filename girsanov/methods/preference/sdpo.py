@@ -34,6 +34,7 @@ from girsanov.methods.base import Data
 from girsanov.methods.preference.base import ErrorPreference, ItemBatch, compared, pair_metrics
 from girsanov.methods.preference.noised import Noised, Seen
 from girsanov.methods.preference.weights import ConstantWeight, PairWeight
+from girsanov.precision import as_wide
 from girsanov.predictions import Prediction
 from girsanov.preferences.links import Link, Logistic
 from girsanov.preferences.pairs import PairLoss
@@ -77,7 +78,7 @@ class DiffusionSDPO(ErrorPreference):
 
 def safe_scale(prediction: Tensor, target: Tensor, mu: float) -> Tensor:
     """lambda [B] of predictions and targets [B, 2, *D], winner first."""
-    winner, loser = (prediction - target.to(prediction)).flatten(2).double().unbind(1)
+    winner, loser = as_wide((prediction - target.to(prediction)).flatten(2)).unbind(1)
     along, size = (winner * loser).sum(1), winner.square().sum(1)
     safe = (mu * size / along.clamp_min(1e-30)).clamp(max=1.0)
     return torch.where(along > 0, safe, torch.ones_like(safe))

@@ -44,6 +44,7 @@ from girsanov.methods.states import KeepsStates
 from girsanov.models import Shared
 from girsanov.nets.value import ScalarMLPConfig, ScalarNet, check_values
 from girsanov.policy import Policy
+from girsanov.precision import as_wide
 from girsanov.preferences.pairs import PairLoss
 from girsanov.preferences.records import Compared
 from girsanov.preferences.scores import Score
@@ -114,9 +115,8 @@ class SPO(KeepsStates):
         model = policy.view("current", "rollout")
         x_T = self.begin(policy, model, self.grid, turn.noise(prompts.ids), prompts.cond)
         path = candidates(model, self.sampler, self.grid, x_T, prompts, turn, self.k, WALK)
-        x0 = path.x0[:: self.k]
+        x0, first = path.x0[:: self.k], int(self.skip * len(self.grid))
         pending = submit(self.reward, model.decode(x0), prompts)
-        first = int(self.skip * len(self.grid))
         if not path.trainable or path.trainable[-1].step.i < first:
             raise GirsanovError(f"no step from {first} on draws noise: lower skip, or take more steps")
         base, parts = Shared(policy.view("reference", "train"), 2), list[Scored]()
@@ -141,7 +141,7 @@ class SPO(KeepsStates):
             model = Shared(policy.view("current", "train"), 2)  # both rows of a pair start from one state
             ratio = clipped(log_ratios(part, model, self.reduce), self.clip)
             rows = loss.rows(Compared(ratio))
-            metrics = pair_metrics(self.beta * (ratio[:, 0] - ratio[:, 1])) | {"pairs": kept.double().mean()}
+            metrics = pair_metrics(self.beta * (ratio[:, 0] - ratio[:, 1])) | {"pairs": as_wide(kept).mean()}
             yield Chunk(torch.where(kept, rows, torch.zeros_like(rows)).mean() / len(batch.parts), metrics)
         b, ends = len(batch), batch.ends
         each = batch.cond.take(torch.arange(b, device=batch.cond.index.device).repeat_interleave(2))
