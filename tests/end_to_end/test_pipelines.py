@@ -60,7 +60,7 @@ def contrast(x: torch.Tensor, prompts: list[Any]) -> torch.Tensor:
     return x.flatten(1).tanh().square().mean(1)
 
 
-@pytest.mark.parametrize("name", [pytest.param(f, marks=pytest.mark.slow) if f == "sd2" else f for f in FAMILIES])
+@pytest.mark.parametrize("name", FAMILIES)
 def test_a_family_is_tuned_and_its_adapters_load_in_diffusers(name: str, root: Path, tmp_path: Path) -> None:
     """One iteration of each method moves the adapters, with a ratio of 1; the saved weights draw the same, 1e-4."""
     adapter = opened(name, root)
