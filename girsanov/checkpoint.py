@@ -20,7 +20,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -277,16 +277,3 @@ def damaged(path: Path, why: str) -> GirsanovError:
 def checkpoints(folder: Path) -> list[Path]:
     """The checkpoints of a run, oldest first, whole or not."""
     return sorted(p for p in folder.glob("[0-9]*") if p.is_dir()) if folder.is_dir() else []
-
-
-def restore(run: Run, folder: Path, say: Callable[[str], None] = print) -> Path | None:
-    """Loads the newest whole checkpoint, skipping damaged ones with a word about each; None if there is none."""
-    for path in reversed(checkpoints(folder)):
-        try:
-            manifest = verify(path)
-        except GirsanovError as error:
-            say(f"skipped: {error}")
-            continue
-        put(run, path, manifest)
-        return path
-    return None

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from girsanov.accelerators import accelerator_of
 from girsanov.building import fitting
-from girsanov.checkpoint import checkpoints, load_weights, restore, verify
+from girsanov.checkpoint import checkpoints, load_weights, verify
 from girsanov.compiling import compile_network
 from girsanov.config import describe, dump_config, load_config, merge, read_yaml
 from girsanov.disk import write_text
@@ -29,6 +29,7 @@ from girsanov.folder import RunFolder, clean
 from girsanov.presets import settings_of
 from girsanov.recipes import get_recipe
 from girsanov.recipes.base import Assembled, Recipe, RunConfig
+from girsanov.resume import restore
 from girsanov.train import Run, train
 from girsanov.watch import callbacks_of
 

@@ -39,20 +39,28 @@ KILLS: dict[str, Sequence[tuple[str, Sequence[int]]]] = {
     "one": [("line", [0]), ("write", [0]), ("line", [0]), ("line", [0]), ("line", [0])],
     "two": [("write", [0])],
     "two, often": [("line", [1]), ("write", [0]), ("line", [0, 1]), ("line", [0]), ("write", [1])],
+    "two, split": [("write", [0]), ("line", [1]), ("line", [0, 1])],
 }
-"""For each run: when a kill comes, and which processes are killed."""
+"""When a kill comes, and which processes are killed; in a run that is split each holds a part of the network."""
 LEFT_OVER = 20.0  # seconds that a process may take to see that the other is gone
 
 
-def run(out: Path) -> None:
+def processes(name: str) -> int:
+    """How many processes a run has."""
+    return 1 if name == "one" else 2
+
+
+def run(out: Path, name: str) -> None:
     """A new run, or the next part of one."""
     going_on = (out / "run.json").exists()
-    launch = Launch.existing(out) if going_on else Launch.new("mixture", [SETTINGS], out, "test")
+    settings = SETTINGS | {"shard": "split" in name}
+    launch = Launch.existing(out) if going_on else Launch.new("mixture", [settings], out, "test")
     execute(launch, device=device_of("cpu"), resume=going_on, quiet=True)
 
 
-def attempt(out: Path, world: int) -> list[int]:
+def attempt(out: Path, name: str) -> list[int]:
     """Forks the processes of a run; their ids in the order of their ranks."""
+    world = processes(name)
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
@@ -67,7 +75,7 @@ def attempt(out: Path, world: int) -> list[int]:
                 os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
             code = 1
             try:
-                run(out)
+                run(out, name)
                 code = 0
             except BaseException:  # noqa: BLE001 (nothing may return from a fork)
                 if not (out / "being-killed").exists():
@@ -78,17 +86,17 @@ def attempt(out: Path, world: int) -> list[int]:
     return children
 
 
-def in_peace(out: Path, world: int) -> None:
+def in_peace(out: Path, name: str) -> None:
     """An attempt that nobody disturbs."""
-    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in attempt(out, world)]
+    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in attempt(out, name)]
     if any(codes):
         raise SystemExit(f"a run that was left in peace ended with {codes}")
 
 
-def kill_when(out: Path, world: int, moment: str, victims: Sequence[int], random_numbers: random.Random) -> str:
+def kill_when(out: Path, name: str, moment: str, victims: Sequence[int], random_numbers: random.Random) -> str:
     """Starts an attempt and kills it at the moment: "write" (a draft is on the disk) or after some new lines."""
     lines = read(out)
-    children = attempt(out, world)
+    children = attempt(out, name)
     wanted = lines + random_numbers.randint(3, 5)
     end = time.monotonic() + 120
     while time.monotonic() < end:
@@ -128,12 +136,11 @@ def end_of(child: int) -> None:
 
 def main(root: Path, name: str) -> None:
     """Prints when each kill came."""
-    world = 1 if name == "one" else 2
-    in_peace(root / "peace", world)
+    in_peace(root / "peace", name)
     random_numbers = random.Random(0)
     for moment, victims in KILLS[name]:
-        print(kill_when(root / "killed", world, moment, victims, random_numbers), flush=True)
-    in_peace(root / "killed", world)
+        print(kill_when(root / "killed", name, moment, victims, random_numbers), flush=True)
+    in_peace(root / "killed", name)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """SIGKILL at seeded moments, one of them within the write of a checkpoint: the metrics are equal byte for byte.
 
 One process is killed five times. Of two processes (gloo) the first is killed while it writes; among the slow tests,
-either of them or both are killed at five moments.
+either of them or both are killed at five moments, and at three when each holds a part of the network.
 """
 
 import json
@@ -24,7 +24,13 @@ def lines(path: Path) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("name", "world", "kills"), [("one", 1, 5), ("two", 2, 1), pytest.param("two, often", 2, 5, marks=pytest.mark.slow)]
+    ("name", "world", "kills"),
+    [
+        ("one", 1, 5),
+        ("two", 2, 1),
+        pytest.param("two, often", 2, 5, marks=pytest.mark.slow),
+        pytest.param("two, split", 2, 3, marks=pytest.mark.slow),
+    ],
 )
 def test_a_run_that_is_killed_ends_like_one_that_is_not(tmp_path: Path, name: str, world: int, kills: int) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}

@@ -74,3 +74,9 @@ def test_evaluations_are_shared_out_and_give_the_same_samples(found: dict[int, A
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_a_resumed_run_is_the_same_on_every_number_of_processes(found: dict[int, Any], world_size: int) -> None:
     assert found[world_size]["resumed"] == {"same_random": True, "same_curve": True}
+
+
+def test_processes_that_see_different_checkpoints_say_so(found: dict[int, Any]) -> None:
+    """On disks of their own one would go on and the others begin anew."""
+    assert found[1]["refused"] == ""
+    assert "(none and number 2): put the run's folder on a disk that all machines share" in found[2]["refused"]

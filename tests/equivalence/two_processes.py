@@ -16,6 +16,7 @@ from girsanov.config.parts import parameters
 from girsanov.control import LQ
 from girsanov.control.agents import AGENTS
 from girsanov.control.policies import AffineActor
+from girsanov.errors import GirsanovError
 from girsanov.grids import Grid
 from girsanov.language import LANGUAGE_METHODS
 from girsanov.language.rewards import Vowels
@@ -27,6 +28,7 @@ from girsanov.recipes import get_recipe
 from girsanov.recipes.pipeline_evaluation import PipelineEvaluator
 from girsanov.recipes.words import WordsConfig, fresh, source_of
 from girsanov.recipes.words_evaluation import DRAW
+from girsanov.resume import restore
 from girsanov.rewards.base import Reward
 from girsanov.samplers import Euler
 from girsanov.spread import Spread
@@ -140,6 +142,15 @@ def evaluated(accelerator: Accelerator | None) -> dict[str, Any]:
     }
 
 
+def refused(run: Run, out: Path) -> str:
+    """What is said where only process 0 sees the checkpoints, as on disks of its own; empty if nothing is."""
+    try:
+        restore(run, out / ("checkpoints" if run.reduce.rank == 0 else "elsewhere"))
+    except GirsanovError as error:
+        return str(error)
+    return ""
+
+
 def main(out: Path, accelerator: Accelerator | None) -> None:
     """Everything that is compared between one and two processes."""
     torch.set_num_threads(1)
@@ -168,6 +179,7 @@ def main(out: Path, accelerator: Accelerator | None) -> None:
     other = tiny_run(None, accelerator, iterations=6)
     load(other, path or out / "checkpoints" / "0000002")
     found["resumed"] = {"same_random": drawn == float(torch.rand(())), "same_curve": curve(other, 2) == rest}
+    found["refused"] = refused(other, out)
     found["evaluated"] = evaluated(accelerator)
     if run.reduce.rank == 0:
         (out / "found.json").write_text(json.dumps(found))

@@ -15,13 +15,14 @@ import torch
 
 from girsanov import checkpoint
 from girsanov.callbacks import Checkpoints
-from girsanov.checkpoint import checkpoints, load, load_weights, restore, save, verify
+from girsanov.checkpoint import checkpoints, load, load_weights, save, verify
 from girsanov.errors import GirsanovError
 from girsanov.folder import RunFolder
 from girsanov.grids import Grid
 from girsanov.methods import METHODS
 from girsanov.problems import LinearReward
 from girsanov.random_states import random_state, set_random_state
+from girsanov.resume import restore
 from girsanov.train import Run, iterate, train
 from tests.tiny import restless_run, tiny_run
 
