@@ -5,6 +5,7 @@ is a setting of the run, ``shard``, so that the run folder tells it; ``launchers
 """
 
 import os
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -13,6 +14,9 @@ from tqdm import tqdm
 from girsanov.errors import GirsanovError
 from girsanov.launchers import check, on, zero_settings
 from girsanov.recipes.base import Recipe, RunConfig
+
+PATIENCE = timedelta(hours=2)
+"""How long a process waits for the others, who may score, write or load; one that dies ends the launch at once."""
 
 
 def splittable(recipe: Recipe) -> None:
@@ -41,8 +45,11 @@ def accelerator_of(recipe: Recipe, config: RunConfig, device: torch.device) -> A
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 and config.precision != "fp16":
         return None
     from accelerate import Accelerator
+    from accelerate.utils import InitProcessGroupKwargs
 
-    return Accelerator(mixed_precision="fp16" if config.precision == "fp16" else "no", cpu=device.type == "cpu")
+    precision = "fp16" if config.precision == "fp16" else "no"
+    waits = [InitProcessGroupKwargs(timeout=PATIENCE)]
+    return Accelerator(mixed_precision=precision, cpu=device.type == "cpu", kwargs_handlers=waits)
 
 
 def deepspeed(config: RunConfig, device: torch.device, tell: bool) -> Any:
@@ -55,7 +62,7 @@ def deepspeed(config: RunConfig, device: torch.device, tell: bool) -> Any:
 
     if not is_deepspeed_available():
         raise GirsanovError("--use_deepspeed needs the package deepspeed: pip install 'girsanov[deepspeed]'")
-    gloo = [InitProcessGroupKwargs(backend="gloo")] if device.type == "cpu" else None
+    gloo = [InitProcessGroupKwargs(backend="gloo" if device.type == "cpu" else "nccl", timeout=PATIENCE)]
     accelerator = Accelerator(
         mixed_precision="no", deepspeed_plugin=DeepSpeedPlugin(hf_ds_config=settings), kwargs_handlers=gloo
     )

@@ -87,11 +87,13 @@ def configure(recipe: Recipe, layers: Sequence[Mapping[str, Any]]) -> RunConfig:
 
 
 def device_of(name: str | None) -> torch.device:
-    """The device of a name; by default a GPU if there is one."""
+    """The device of a name; by default a GPU if there is one. Each process of a launch gets a GPU of its own."""
     if name is None:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
+        if name == "cuda" and "LOCAL_RANK" in os.environ:
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))  # else every process keeps memory on the first GPU
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError):
         raise GirsanovError(

@@ -3,6 +3,7 @@
 Seed 0 chooses the moments. A launcher's start takes seconds on two processes, so all of this is slow.
 """
 
+import json
 import os
 import random
 import re
@@ -102,3 +103,18 @@ def test_two_training_processes_share_a_reward_server(
     with RewardServer(Bold()) as server:
         finish(start(out, environment, *TINY, "reward.kind=remote", f"reward.url={server.url}"))
     assert lines(out) == peace
+
+
+@pytest.mark.parametrize("method", ["clipped-pg", "ode-am"])
+def test_a_compiled_split_network_trains_as_one_that_is_not_compiled(
+    method: str, environment: dict[str, str], tmp_path: Path
+) -> None:
+    """The curves agree to 1e-4: a compiled network rounds in another order (float32)."""
+    curves = []
+    for compiled in ("false", "true"):
+        options = (*TINY, "--method", method, "shard=true", "train.iterations=3", f"compile={compiled}")
+        finish(start(tmp_path / compiled, environment, *options))
+        rows = [json.loads(line) for line in lines(tmp_path / compiled)]
+        curves.append([[row["loss"], row["reward"], row["grad_norm"]] for row in rows if "loss" in row])
+    assert len(curves[0]) == 3
+    assert sum(curves[1], []) == pytest.approx(sum(curves[0], []), rel=1e-4, abs=1e-5)
